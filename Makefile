@@ -1,0 +1,52 @@
+# make generate PROMPT="a red cube left of a blue sphere"   set up once, then draw a picture
+# make test                                                  set up once, then run the tests
+# make lint | parity | weights | clean
+
+PYTHON ?= python3
+VENV   ?= .venv
+PROMPT ?= a red cube left of a blue sphere
+BIN    := $(VENV)/bin
+export PROMPT
+
+.PHONY: generate test lint parity weights clean
+
+# Each stamp stands for one finished installation, so that a second run asks no network. A change of
+# pyproject.toml makes them again.
+$(VENV)/.package: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "sdjax needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tests]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.tests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tests,parity]'
+	@touch $@
+
+# The prompt goes through the environment, so that quotes and dollar signs in it stay what they are.
+generate: $(VENV)/.package
+	@$(BIN)/sdjax txt2img -- "$$PROMPT"
+
+test: $(VENV)/.tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest tests/parity
+
+# The small model from nothing, stage by stage; each goes on where it was stopped.
+weights: $(VENV)/.package
+	$(BIN)/sdjax train tokenizer
+	$(BIN)/sdjax train vae
+	$(BIN)/sdjax train clip
+	$(BIN)/sdjax train unet
+	$(BIN)/sdjax train judge
+
+clean:
+	rm -rf .venv* build dist *.egg-info

@@ -1,0 +1,112 @@
+"""Attention: softmax(q k^T / sqrt(d)) v, the whole at once or a chunk of queries at a time.
+
+"Attention Is All You Need", arXiv:1706.03762, equation 1. Both ways give the same numbers; they
+differ in memory. At 64x64 latents the logits of SD 1.5's finest level are 8 heads x 4096 x 4096
+floats, 0.5 GB a picture, and the chunked way never holds more than one slice of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+# More logits than this in one call, and the queries are taken in chunks: 64 MB in float32.
+MAX_LOGITS = 2**24
+CHUNK = 512
+
+
+def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b h n d"]:
+    """Cuts the channels into heads, c = h d."""
+    b, n, c = x.shape
+    return x.reshape(b, n, heads, c // heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Float[Array, "b h n d"]) -> Float[Array, "b n c"]:
+    """Puts the heads side by side again."""
+    b, h, n, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, n, h * d)
+
+
+def probabilities(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], mask: Bool[Array, "n m"] | None = None
+) -> Float[Array, "b h n m"]:
+    """How much each query looks at each key, each row summing to 1; always float32.
+
+    SD 2.1 overflows in half precision here (Stability-AI/stablediffusion README, `_ATTN_PRECISION`),
+    so logits accumulate in float32 whatever the inputs are. `mask` is True where looking is allowed.
+    """
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def attend_plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Float[Array, "b h n d"]:
+    """The formula as it stands: every logit at once."""
+    return jnp.einsum("bhnm,bhmd->bhnd", probabilities(q, k, mask).astype(v.dtype), v)
+
+
+def attend_chunked(q: Array, k: Array, v: Array, chunk: int = CHUNK) -> Float[Array, "b h n d"]:
+    """The same, one head and `chunk` queries at a time; a row of logits is never split.
+
+    The sum over keys is divided out after the product with v, which touches n d numbers, not n m.
+    """
+    b, h, n, d = q.shape
+    padded = -(-n // chunk) * chunk
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, padded - n), (0, 0)))
+    q = q.reshape(b * h, padded // chunk, chunk, d)
+    k, v = (x.reshape(b * h, *x.shape[2:]) for x in (k, v))
+
+    def head(qkv):
+        queries, keys, values = qkv
+
+        def one(query):
+            logits = jnp.einsum("nd,md->nm", query, keys, preferred_element_type=jnp.float32) / math.sqrt(d)
+            weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+            mixed = jnp.einsum("nm,md->nd", weights.astype(values.dtype), values,
+                               preferred_element_type=jnp.float32)
+            return (mixed / weights.sum(axis=-1, keepdims=True)).astype(values.dtype)
+
+        return jax.lax.map(one, queries)
+
+    return jax.lax.map(head, (q, k, v)).reshape(b, h, padded, d)[:, :, :n]
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Float[Array, "b h n d"]:
+    """Attention by whichever way fits: plain while the logits are few, chunked when they are many."""
+    b, h, n, _ = q.shape
+    if mask is None and b * h * n * k.shape[2] > MAX_LOGITS:
+        return attend_chunked(q, k, v)
+    return attend_plain(q, k, v, mask)
+
+
+class Attention(nnx.Module):
+    """Self-attention, or cross-attention where a context is given: queries from x, keys and values from it.
+
+    [b, n, c] and context [b, m, context_width] to [b, n, c]. diffusers' names; q, k and v have a bias
+    in the VAE and none in the UNet (ldm/modules/attention.py CrossAttention).
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None, *, bias: bool = False, rngs):
+        self.heads = heads
+        context_width = context_width or width
+        self.to_q = nnx.Linear(width, width, use_bias=bias, rngs=rngs)
+        self.to_k = nnx.Linear(context_width, width, use_bias=bias, rngs=rngs)
+        self.to_v = nnx.Linear(context_width, width, use_bias=bias, rngs=rngs)
+        self.to_out = nnx.List([nnx.Linear(width, width, rngs=rngs)])
+
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m e"] | None = None, probs: bool = False
+    ) -> tuple[Float[Array, "b n c"], Float[Array, "b h n m"] | None]:
+        """The mixed values, and the probabilities where `probs` asks for them, else None."""
+        context = x if context is None else context
+        q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        if not probs:
+            return self.to_out[0](merge_heads(attend(q, k, v))), None
+        p = probabilities(q, k)
+        mixed = jnp.einsum("bhnm,bhmd->bhnd", p.astype(v.dtype), v)
+        return self.to_out[0](merge_heads(mixed)), p

@@ -1,0 +1,43 @@
+"""Between a network and a flat dictionary of named arrays: "encoder.layers.0.mlp.fc1.kernel" -> array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sdjax.errors import InputError
+
+Named = dict[str, np.ndarray]
+
+
+def flatten(state: nnx.State) -> dict[str, jax.Array]:
+    """The parameters of a split network by dotted path, in the order of the tree."""
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
+    """A network's structure and the shapes of its parameters, without allocating one of them."""
+    return nnx.split(nnx.eval_shape(build))
+
+
+def fill(state: nnx.State, arrays: Mapping[str, jax.Array], source: str) -> nnx.State:
+    """The same tree holding `arrays`: every parameter set exactly once, none missing, none left over.
+
+    Raises InputError naming `source` and the first names that do not fit.
+    """
+    flat = nnx.to_flat_state(state)
+    names = {".".join(map(str, path)) for path, _ in flat}
+    for problem, found in (("lacks", names - set(arrays)), ("has unknown", set(arrays) - names)):
+        if found:
+            shown = ", ".join(sorted(found)[:4])
+            raise InputError(f"{source}: {problem} {len(found)} tensor(s): {shown}; is it the right kind of model?")
+    filled = []
+    for path, leaf in flat:
+        name = ".".join(map(str, path))
+        if arrays[name].shape != leaf.shape:
+            raise InputError(f"{source}: {name} has shape {list(arrays[name].shape)}, expected {list(leaf.shape)}")
+        filled.append((path, leaf.replace(arrays[name])))
+    return nnx.from_flat_state(filled)

@@ -1,0 +1,208 @@
+"""Every size and constant of the models, as frozen dataclasses; a preset is a function that returns them.
+
+Paths in the comments are files of public repositories:
+  [ldm]   CompVis/stable-diffusion, Stability-AI/stablediffusion   (configs/, ldm/)
+  [hf]    the released diffusers folders                           (unet/config.json and its siblings)
+  [clip]  openai/CLIP, mlfoundations/open_clip                      (model_configs/)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sdjax.errors import InputError
+
+Activation = Literal["quick_gelu", "gelu"]
+Prediction = Literal["eps", "v"]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """CLIP's text transformer."""
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    activation: Activation = "quick_gelu"
+    projection: int | None = None  # width of the space shared with pictures; None: this file has no projection
+    padding: Literal["eos", "zero"] = "eos"  # what fills up the 77 tokens, tokenizer.py
+    end_id: int = 49407  # where the sentence ends: its row becomes the sentence's vector
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CLIP's vision transformer."""
+
+    image_size: int = 224
+    patch: int = 14
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    activation: Activation = "quick_gelu"
+    projection: int = 768
+    # openai/CLIP clip.py `_transform`: statistics of its training pictures, in [0, 1].
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The autoencoder: each level after the first halves the picture, so f = 2^(levels - 1)."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)  # [ldm] ch 128, ch_mult 1,2,4,4
+    blocks: int = 2  # residual blocks a level in the encoder; the decoder has one more
+    latent_channels: int = 4
+    groups: int = 32
+    # 1 / standard deviation of the latents over the training set, so that the UNet sees unit variance.
+    scale: float = 0.18215  # [ldm] scale_factor
+
+    @property
+    def factor(self) -> int:
+        """How many pixels, each way, one latent stands for."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The denoiser; one entry a level in each tuple, from the finest level to the coarsest."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # [ldm] model_channels 320, channel_mult 1,2,4,4
+    attention: tuple[bool, ...] = (True, True, True, False)  # [ldm] attention_resolutions 4,2,1
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # number of heads (diffusers calls it attention_head_dim)
+    cross_only: tuple[bool, ...] = (False, False, False, False)  # [ldm] disable_self_attentions
+    blocks: int = 2
+    context_width: int = 768
+    groups: int = 32
+    classes: int | None = None  # size of a class embedding that is added to the time embedding
+    linear_projection: bool = False  # SD2 stores the transformers' 1x1 convolutions as matrices
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise schedule, and what the UNet predicts."""
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085  # [ldm] linear_start
+    beta_end: float = 0.012  # [ldm] linear_end
+    schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    prediction: Prediction = "eps"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole Stable Diffusion."""
+
+    name: str
+    image_size: int = 512  # the side of the pictures it was trained on, and the default size
+    text: TextConfig = field(default_factory=TextConfig)
+    vision: VisionConfig | None = None
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+def sd1() -> ModelConfig:
+    """Stable Diffusion 1.1 to 1.5: [ldm] configs/stable-diffusion/v1-inference.yaml."""
+    return ModelConfig(name="sd1")
+
+
+def sd2_base() -> ModelConfig:
+    """Stable Diffusion 2.0-base and 2.1-base, 512 px: [ldm] configs/stable-diffusion/v2-inference.yaml."""
+    return ModelConfig(
+        name="sd2-base",
+        # [clip] ViT-H-14.json has 24 layers; SD2 stops after the 23rd (the penultimate) and then
+        # normalises: [ldm] ldm/modules/encoders/modules.py FrozenOpenCLIPEmbedder.
+        text=TextConfig(width=1024, layers=23, heads=16, activation="gelu", padding="zero"),
+        unet=UNetConfig(
+            heads=(5, 10, 20, 20),  # [ldm] num_head_channels 64
+            context_width=1024,
+            linear_projection=True,  # [ldm] use_linear_in_transformer
+        ),
+    )
+
+
+def sd2() -> ModelConfig:
+    """Stable Diffusion 2.0 and 2.1, 768 px: [ldm] configs/stable-diffusion/v2-inference-v.yaml."""
+    return dataclasses.replace(
+        sd2_base(), name="sd2", image_size=768, diffusion=DiffusionConfig(prediction="v")
+    )
+
+
+def clip_vit_l14() -> tuple[TextConfig, VisionConfig]:
+    """OpenAI's CLIP ViT-L/14, whose text tower is that of SD 1.x: [clip] model_configs/ViT-L-14.json."""
+    return TextConfig(projection=768), VisionConfig()
+
+
+def tiny(vocab_size: int = 1024) -> ModelConfig:
+    """The model that ships: the same architecture, small enough to train on two CPU cores."""
+    return ModelConfig(
+        name="tiny",
+        image_size=128,
+        text=TextConfig(
+            vocab_size=vocab_size, width=128, layers=4, heads=4, activation="gelu", projection=64,
+            end_id=vocab_size - 1,
+        ),
+        vision=VisionConfig(
+            image_size=128, patch=16, width=128, layers=4, heads=4, activation="gelu", projection=64
+        ),
+        vae=VAEConfig(channels=(16, 32, 64, 64), blocks=1, groups=8, scale=1.0),
+        unet=UNetConfig(
+            channels=(64, 128, 192), attention=(False, True, True), heads=(2, 4, 6),
+            cross_only=(False, False, False), blocks=1, context_width=128, groups=16,
+            linear_projection=True,
+        ),
+        diffusion=DiffusionConfig(prediction="v"),
+    )
+
+
+PRESETS = {"sd1": sd1, "sd2-base": sd2_base, "sd2": sd2, "tiny": tiny}
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """A configuration as plain values, for a JSON file."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], source: str) -> ModelConfig:
+    """The configuration that `to_dict` wrote; `source` names the file in errors.
+
+    Raises InputError for a missing, unknown or wrongly typed field.
+    """
+    parts = {
+        "text": TextConfig, "vision": VisionConfig, "vae": VAEConfig, "unet": UNetConfig,
+        "diffusion": DiffusionConfig,
+    }
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: the configuration is not a JSON object; write it with `sdjax convert`")
+    built = dict(values)
+    for name, kind in parts.items():
+        if name == "vision" and built.get(name) is None:
+            continue
+        built[name] = _build(kind, built.get(name), f"{source}: {name}")
+    return _build(ModelConfig, built, source)
+
+
+def _build(kind: type, values: Any, source: str) -> Any:
+    """One dataclass from plain values: lists become tuples, and every field must have its type."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or set(values) != set(fields):
+        found = sorted(values) if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"{source}: found {found}, expected exactly the fields {sorted(fields)}")
+    example = kind(**{"name": ""} if kind is ModelConfig else {})
+    built = {}
+    for name, value in values.items():
+        default = getattr(example, name)
+        value = tuple(value) if isinstance(value, list) else value
+        known = default is None or dataclasses.is_dataclass(default) or isinstance(value, type(default))
+        if isinstance(default, tuple) and known:
+            known = all(type(v) is type(default[0]) for v in value)
+        if not known or (isinstance(default, int) and isinstance(value, bool) and not isinstance(default, bool)):
+            raise InputError(f"{source}: {name} is {value!r}, expected a {type(default).__name__}")
+        built[name] = value
+    return kind(**built)

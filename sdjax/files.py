@@ -1,0 +1,35 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdjax.errors import InputError
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A fresh path beside `path` that takes its place when the block ends, and is gone when the block fails.
+
+    InputError where the disk is full or the folder is missing or not writable.
+    """
+    path = Path(path)
+    # A short name of its own, since one built from the target's could pass the file system's 255 bytes.
+    part = path.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        yield part
+        with open(part, "rb+") as written:
+            os.fsync(written.fileno())  # or a power cut could leave the new name on an empty file
+        os.replace(part, path)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(
+            f"{path}: cannot be written ({reason}); give a place in an existing, writable folder with room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -1,0 +1,97 @@
+"""Where and how the networks run: compilation, dtypes, and the one XLA flag that a CPU wants."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sdjax.errors import InputError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+# On CPU, YNNPACK's fusions are slower for these networks (a whole SD 1.5 step by a fifth, the backward pass
+# of a convolution by half) and have known miscompiles, jax-ml/jax#39103.
+YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+YNN_KNOWN = ((0, 10, 2), (0, 13, 0))  # jaxlib versions that know the flag; an unknown flag aborts the process
+
+
+def quiet_cpu() -> None:
+    """Turns YNNPACK's fusions off; does nothing where the flag is unknown, a TPU is at hand, or XLA_FLAGS has it.
+
+    Must run before JAX first touches a device. The user's own XLA_FLAGS are kept.
+    """
+    version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:3] if part.isdigit())
+    flags = os.environ.get("XLA_FLAGS", "")
+    other_parser = importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "") != "cpu"
+    if YNN_KNOWN[0] <= version < YNN_KNOWN[1] and "ynn_fusion_type" not in flags and not other_parser:
+        os.environ["XLA_FLAGS"] = f"{flags} {YNN_FLAG}".strip()
+
+
+def as_dtype(name: Any) -> jnp.dtype:
+    """The JAX dtype of "float32", "bfloat16", "float16" or of a dtype itself; InputError for any other."""
+    known = {jnp.dtype(value): value for value in DTYPES.values()}
+    try:
+        return jnp.dtype(known[jnp.dtype(DTYPES.get(name, name) if isinstance(name, str) else name)])
+    except (KeyError, TypeError):
+        raise InputError(f"dtype: found {name!r}, expected one of {', '.join(DTYPES)}") from None
+
+
+@partial(jax.jit, static_argnames=("graph", "method", "static"))
+def _call(graph: nnx.GraphDef, method: str, static: tuple, state: nnx.State, args: tuple) -> Any:
+    return getattr(nnx.merge(graph, state), method)(*args, **dict(static))
+
+
+class Network:
+    """A module as a compiled function of arrays: its structure apart from its weights.
+
+    Calling it, or calling a method through `run`, compiles once for each shape. Keyword arguments are static.
+    """
+
+    def __init__(self, graph: nnx.GraphDef, state: nnx.State, config: Any):
+        self.graph, self.state, self.config = graph, state, config
+
+    @classmethod
+    def of(cls, module: nnx.Module) -> Network:
+        """The network of a module that holds its weights."""
+        return cls(*nnx.split(module), module.config)
+
+    @property
+    def module(self) -> nnx.Module:
+        """The module itself, uncompiled, for looking inside."""
+        return nnx.merge(self.graph, self.state)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state))
+
+    def run(self, method: str, *args: Any, **static: Any) -> Any:
+        """The result of a method of the module, compiled."""
+        return _call(self.graph, method, tuple(sorted(static.items())), self.state, args)
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        return self.run("__call__", *args, **static)
+
+
+class TextNetwork(Network):
+    """Ids int32 [b, 77] to hidden states [b, 77, d]; `embed` gives the sentences' vectors [b, p]."""
+
+    def embed(self, ids: Any) -> jax.Array:
+        return self.run("embed", ids)
+
+
+class VAENetwork(Network):
+    """`encode` pictures [b, H, W, 3] to a posterior, `decode` unscaled latents [b, H/f, W/f, z] to pictures."""
+
+    def encode(self, pictures: Any) -> Any:
+        return self.run("encode", pictures)
+
+    def decode(self, latents: Any) -> jax.Array:
+        return self.run("decode", latents)

@@ -1,0 +1,172 @@
+"""Picture files in and out: float [H, W, 3] in [-1, 1] inside, PNG with its settings outside.
+
+A PNG carries two text chunks. "parameters" is the text that most Stable Diffusion tools read (AUTOMATIC1111's
+stable-diffusion-webui, modules/infotext_utils.py); "sdjax" is the exact settings as JSON, from which the same
+picture can be made again. Both hold the prompt: whoever gets the picture can read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from sdjax.errors import InputError
+from sdjax.files import written_whole
+
+# Three well-tested decoders. Pillow has dozens, and each is a way in for a hostile file.
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 64_000_000  # 8000 x 8000; a 100 KB file can claim to be much larger
+
+SETTINGS_KEY = "sdjax"
+INFOTEXT_KEY = "parameters"
+INFOTEXT_NAMES = {
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+    "size": "Size",
+    "model": "Model",
+    "strength": "Denoising strength",
+}
+INFOTEXT_SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler"}
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """The picture at `path`, its header read and its size checked, its pixels not decoded yet."""
+    path = Path(path)
+    wanted = f"{' or '.join(formats)} picture"
+    if not os.path.isfile(path):
+        found = "is not a file" if os.path.lexists(path) else "does not exist"
+        raise InputError(f"{path}: {found}; give the path of a {wanted}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=formats) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+                yield image
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{path}: has more than {MAX_PIXELS:,} pixels, too many to decode safely; make it smaller first"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: is not a {wanted}; convert it to one first") from error
+    # A decoder that meets garbage raises nearly anything: OSError, SyntaxError, struct.error, EOFError.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be decoded ({reason}); the file is truncated or damaged") from error
+
+
+def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads a PNG, JPEG or WEBP file as float32 [H, W, 3] in [-1, 1], upright, transparency over white.
+
+    `size` (height, width): scaled with Lanczos until it covers this, the overhang cut equally on both
+    sides. Of an animation, the first frame. InputError if it is missing, of another format, damaged, or
+    larger than MAX_PIXELS.
+    """
+    with _opened(path, FORMATS) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            # 16-bit grey: Pillow's own conversion clips at 255, which turns a depth map white.
+            image = Image.fromarray(((np.asarray(image, np.int64) + 128) // 257).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+    if size is not None:
+        height, width = size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.float32) / np.float32(127.5) - 1
+
+
+def to_uint8(pictures: ArrayLike) -> np.ndarray:
+    """Pictures [..., H, W, 3] in [-1, 1] as uint8 0 to 255, clipped and rounded.
+
+    InputError where a value is not finite: cast to uint8 it would be a black or random pixel, without a word.
+    """
+    pictures = np.asarray(pictures, np.float32)
+    bad = pictures.size - np.count_nonzero(np.isfinite(pictures))
+    if bad:
+        raise InputError(
+            f"the decoded picture holds NaN or infinity in {bad} of {pictures.size} values, expected finite"
+            " numbers; half precision overflowed, or the weights are damaged: try dtype float32"
+        )
+    return np.rint((np.clip(pictures, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
+
+
+def infotext(parameters: Mapping[str, Any]) -> str:
+    """The settings as the text under the "parameters" key: prompt, negative prompt, one line of the rest."""
+    rest = {key: value for key, value in parameters.items() if value is not None}
+    lines = [rest.pop("prompt", "")]
+    if negative := rest.pop("negative_prompt", ""):
+        lines.append(f"Negative prompt: {negative}")
+    if "width" in rest and "height" in rest:
+        rest["size"] = f"{rest.pop('width')}x{rest.pop('height')}"
+    if "sampler" in rest:
+        rest["sampler"] = INFOTEXT_SAMPLERS.get(rest["sampler"], rest["sampler"])
+    known = [key for key in INFOTEXT_NAMES if key in rest]
+    fields = []
+    for key in known + [key for key in rest if key not in known]:
+        text = str(rest[key])
+        # The readers split at commas and colons, and take a JSON string for what holds one.
+        text = json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:"\n') else text
+        fields.append(f"{INFOTEXT_NAMES.get(key, key.replace('_', ' ').capitalize())}: {text}")
+    return "\n".join([*lines, ", ".join(fields)])
+
+
+def write_png(path: str | Path, picture: ArrayLike, parameters: Mapping[str, Any] | None) -> None:
+    """Writes a uint8 picture [H, W, 3] as a PNG that appears whole or not at all.
+
+    `parameters`: the settings that made it, under the argument names of txt2img, JSON values only; None
+    leaves them out. InputError if it cannot be written, or `path` does not end in .png.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
+    chunks = PngImagePlugin.PngInfo()
+    if parameters is not None:
+        # Half a UTF-16 pair (a file name's bad byte, from a shell) has no UTF-8: "?" here, exact in the JSON.
+        readable = infotext(parameters).encode("utf-8", "replace").decode("utf-8")
+        chunks.add_text(INFOTEXT_KEY, readable)
+        chunks.add_text(SETTINGS_KEY, json.dumps(dict(parameters)))
+    with written_whole(path) as part:
+        Image.fromarray(np.asarray(picture)).save(part, "PNG", pnginfo=chunks)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that `write_png` put into the PNG at `path`; InputError where there are none."""
+    with _opened(path, ("PNG",)) as image:
+        text = image.info.get(SETTINGS_KEY)
+        try:
+            settings = json.loads(text) if text is not None else None
+        except (ValueError, RecursionError):
+            settings = None
+    if not isinstance(settings, dict):
+        raise InputError(
+            f'{path}: holds no settings (no valid text under "{SETTINGS_KEY}"); they were left out, or lost'
+            " when another program saved it: give the prompt and settings by hand"
+        )
+    return settings
+
+
+def grid(pictures: ArrayLike, columns: int) -> np.ndarray:
+    """A contact sheet of uint8 [n, h, w, 3], row by row: uint8 [rows h, columns w, 3], empty cells white."""
+    pictures = np.asarray(pictures, np.uint8)
+    n, height, width, channels = pictures.shape
+    rows = -(-n // columns)
+    cells = np.full((rows * columns, height, width, channels), 255, np.uint8)
+    cells[:n] = pictures
+    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, channels)

@@ -1,0 +1,62 @@
+"""What two or more of the networks share: the convolutions, the group norm and the residual block."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+ZEROS = nnx.initializers.zeros_init()
+
+
+def conv3x3(inputs: int, outputs: int, *, rngs, stride: int = 1, padding=1, zero: bool = False) -> nnx.Conv:
+    """A 3x3 convolution that keeps the size at stride 1; `zero` starts it at zero, as LDM's zero_module."""
+    pad = padding if isinstance(padding, tuple) else ((padding, padding), (padding, padding))
+    init = {"kernel_init": ZEROS} if zero else {}
+    return nnx.Conv(inputs, outputs, (3, 3), strides=stride, padding=pad, rngs=rngs, **init)
+
+
+def group_norm(channels: int, groups: int, *, eps: float, rngs) -> nnx.GroupNorm:
+    """A group norm with its eps spelled out; statistics are float32 and two-pass, as torch computes them."""
+    return nnx.GroupNorm(channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
+
+
+class ResBlock(nnx.Module):
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), a 1x1 convolution on x where the width changes.
+
+    [b, h, w, inputs] to [b, h, w, outputs]. Without `time_width` it is the VAE's block.
+    Source: ldm/modules/diffusionmodules/openaimodel.py ResBlock, model.py ResnetBlock.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, groups: int, eps: float, time_width: int | None = None, rngs):
+        self.norm1 = group_norm(inputs, groups, eps=eps, rngs=rngs)
+        self.conv1 = conv3x3(inputs, outputs, rngs=rngs)
+        self.norm2 = group_norm(outputs, groups, eps=eps, rngs=rngs)
+        self.conv2 = conv3x3(outputs, outputs, rngs=rngs, zero=True)
+        self.time_emb_proj = nnx.Linear(time_width, outputs, rngs=rngs) if time_width else None
+        self.conv_shortcut = nnx.Conv(inputs, outputs, (1, 1), rngs=rngs) if inputs != outputs else None
+
+    def __call__(
+        self, x: Float[Array, "b h w i"], time: Float[Array, "b t"] | None = None
+    ) -> Float[Array, "b h w o"]:
+        y = self.conv1(nnx.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            y = y + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
+        y = self.conv2(nnx.silu(self.norm2(y)))
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Upsample(nnx.Module):
+    """Twice the size by repeating every pixel (nearest), then a 3x3 convolution.
+
+    `size` crops the repeated pixels first, where a level below had rounded an odd side up; that is what
+    torch's nearest interpolation to an odd size gives (diffusers, `forward_upsample_size`).
+    """
+
+    def __init__(self, channels: int, *, rngs):
+        self.conv = conv3x3(channels, channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b H W c"]:
+        b, h, w, c = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        return self.conv(x if size is None else x[:, : size[0], : size[1]])

@@ -1,0 +1,1 @@
+"""How each part is trained from nothing on the toy world: merges, CLIP, VAE, UNet, and the judge."""

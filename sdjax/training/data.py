@@ -1,0 +1,45 @@
+"""The training set: scenes of the toy world as pictures, drawn once into a file, and captions drawn afresh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from sdjax.errors import InputError
+from sdjax.files import written_whole
+from sdjax.toyworld import Scene, caption, render, scene_at
+
+LANGUAGES = ("en", "tr")
+
+
+def pictures(folder: Path, split: str, count: int, seed: int = 0, size: int = 128) -> np.ndarray:
+    """Scenes 0 to count of a split as uint8 [count, size, size, 3], mapped from a file that is made if need be."""
+    if count < 1:
+        raise InputError(f"scenes: found {count}, expected at least 1")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}-{seed}-{count}-{size}.npy"
+    if not path.exists():
+        with written_whole(path) as part:
+            drawn = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+            for i in tqdm(range(count), desc=f"drawing {split} scenes", unit="scene", dynamic_ncols=True):
+                drawn[i] = render(scene_at(seed, split, i), size)[0]
+            drawn.flush()
+            del drawn
+    return np.load(path, mmap_mode="r")
+
+
+def to_float(pictures: np.ndarray) -> np.ndarray:
+    """uint8 to float32 in [-1, 1]."""
+    return pictures.astype(np.float32) / 127.5 - 1.0
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The chance of one training step, which depends on nothing else."""
+    return np.random.default_rng([seed, step])
+
+
+def captions(scenes: list[Scene], rng: np.random.Generator) -> list[str]:
+    """One caption a scene, in either language."""
+    return [caption(scene, rng, LANGUAGES[int(rng.random() < 0.5)]) for scene in scenes]

@@ -1,0 +1,154 @@
+"""The loop that every part shares: AdamW, warm-up and decay, an average of the weights, checkpoints.
+
+A run is a folder. It holds one checkpoint (parameters, their average, the optimiser's state and the
+number of steps done), written whole or not at all, and a log of the loss. The batch of step n depends on
+n and the seed alone, so a run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
+from sdjax.errors import InputError
+from sdjax.files import written_whole
+
+Batch = Mapping[str, np.ndarray]
+Loss = Callable[[nnx.State, Any, Batch, jax.Array], jax.Array]  # (parameters, frozen, batch, key) -> scalar
+CHECKPOINT, LOG = "checkpoint.safetensors", "loss.csv"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run is made of besides its data; `steps` of `batch` samples each."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int = 200  # steps of linear rise
+    decay: float = 0.3  # the last share of the steps, in which the rate falls to zero along a cosine
+    weight_decay: float = 0.01
+    clip: float = 1.0  # global norm of the gradient
+    ema: float = 0.999  # the average forgets a step's weights at this rate
+    save_every: int = 200
+    seed: int = 0
+
+    def rate(self, step: jax.Array) -> jax.Array:
+        """The learning rate at a step: a rise, a plateau, a fall."""
+        rise = jnp.minimum(1.0, (step + 1) / max(self.warmup, 1))
+        fall = jnp.clip((self.steps - step) / max(self.decay * self.steps, 1), 0.0, 1.0)
+        return self.learning_rate * rise * 0.5 * (1.0 - jnp.cos(jnp.pi * fall))
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """AdamW (arXiv:1711.05101) on clipped gradients; only matrices and kernels decay."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.adamw(self.rate, b1=0.9, b2=0.99, weight_decay=self.weight_decay,
+                        mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+        )
+
+
+def fit(
+    recipe: Recipe,
+    parameters: nnx.State,
+    loss: Loss,
+    batch_at: Callable[[int], Batch],
+    folder: Path,
+    *,
+    name: str,
+    frozen: Any = None,
+    watch: Callable[[int, nnx.State], None] | None = None,
+) -> nnx.State:
+    """Trains and returns the averaged parameters; goes on from the checkpoint in `folder` if there is one.
+
+    `batch_at(step)` makes the batch of a step, in a thread that works ahead; `frozen` is passed to the loss as
+    it is (a text encoder, say); `watch(step, average)` is called at every checkpoint. Raises InputError if the
+    folder holds a run of another recipe, FloatingPointError if the loss is not finite.
+    """
+    optimiser = recipe.optimiser()
+    key = jax.random.key(recipe.seed)
+
+    @jax.jit
+    def update(step, parameters, average, state, frozen, batch):
+        value, gradients = jax.value_and_grad(loss)(parameters, frozen, batch, jax.random.fold_in(key, step))
+        changes, state = optimiser.update(gradients, state, parameters)
+        parameters = optax.apply_updates(parameters, changes)
+        # Early on the average must not remember the random start: arXiv:1412.6980 corrects the same bias.
+        keep = jnp.minimum(recipe.ema, (step + 1.0) / (step + 10.0))
+        average = jax.tree.map(lambda a, p: keep * a + (1.0 - keep) * p, average, parameters)
+        return parameters, average, state, value
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # A copy: the average starts at the parameters but is a tree of its own.
+    tree = (parameters, jax.tree.map(jnp.copy, parameters), optimiser.init(parameters))
+    done, tree = _restore(folder / CHECKPOINT, recipe, tree)
+    _rewind(folder / LOG, done)
+    losses: list[jax.Array] = []
+    with tqdm(total=recipe.steps, initial=done, desc=name, unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
+        for step, batch in _ahead(batch_at, range(done, recipe.steps)):
+            *tree, value = update(step, *tree, frozen, batch)
+            losses.append(value)
+            bar.update()
+            if len(losses) == 20 or step + 1 == recipe.steps:
+                mean = float(np.mean([float(v) for v in losses]))
+                if not np.isfinite(mean):
+                    raise FloatingPointError(f"{name}: the loss is {mean} at step {step + 1}; lower the learning rate")
+                with open(folder / LOG, "a", encoding="utf-8") as log:
+                    log.write(f"{step + 1},{mean:.6g}\n")
+                bar.set_postfix(loss=f"{mean:.4f}")
+                losses = []
+            if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+                _save(folder / CHECKPOINT, recipe, step + 1, tuple(tree))
+                if watch:
+                    watch(step + 1, tree[1])
+    return tree[1]
+
+
+def _ahead(batch_at: Callable[[int], Batch], steps: range, depth: int = 4) -> Iterator[tuple[int, Batch]]:
+    """Batches in order, the next few made in a thread while the device is busy."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [(s, pool.submit(batch_at, s)) for s in steps[:depth]]
+        for step in steps:
+            _, batch = waiting.pop(0)
+            if step + depth < steps.stop:
+                waiting.append((step + depth, pool.submit(batch_at, step + depth)))
+            yield step, batch.result()
+
+
+def _rewind(log: Path, done: int) -> None:
+    """Takes back the lines of steps that a killed run did after its last checkpoint."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    with written_whole(log) as part:
+        part.write_text("".join(f"{x}\n" for x in lines if int(x.split(",")[0]) <= done), encoding="utf-8")
+
+
+def _save(path: Path, recipe: Recipe, step: int, tree: Any) -> None:
+    arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
+    write_safetensors(path, arrays, {"step": str(step), "recipe": json.dumps(dataclasses.asdict(recipe))})
+
+
+def _restore(path: Path, recipe: Recipe, tree: Any) -> tuple[int, Any]:
+    """The number of steps done and the tree as it was then; (0, tree) where there is no checkpoint yet."""
+    if not path.exists():
+        return 0, tree
+    file = SafetensorsFile(path)
+    if file.metadata.get("recipe") != json.dumps(dataclasses.asdict(recipe)):
+        raise InputError(f"{path}: holds a run of another recipe; go on with the same options or give another --run folder")
+    leaves, structure = jax.tree.flatten(tree)
+    if [file.shape(n) for n in map(str, range(len(leaves)))] != [x.shape for x in leaves]:
+        raise InputError(f"{path}: holds a run of another network; give another --run folder")
+    restored = [jnp.asarray(file.read(str(i))) for i in range(len(leaves))]
+    return int(file.metadata["step"]), jax.tree.unflatten(structure, restored)

@@ -1,0 +1,74 @@
+"""Trains the denoiser on latents of the VAE and hidden states of the text encoder, both frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from sdjax.clip import TextEncoder
+from sdjax.config import DiffusionConfig, UNetConfig
+from sdjax.diffusion import training_pair
+from sdjax.tokenizer import Tokenizer
+from sdjax.toyworld import scene_at
+from sdjax.training.data import captions, step_rng, to_float
+from sdjax.training.loop import Recipe, fit
+from sdjax.unet import UNet
+from sdjax.vae import VAE, Posterior
+
+RECIPE = Recipe(steps=6000, batch=32, learning_rate=1e-3, warmup=300, ema=0.999)
+# Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
+DROP = 0.1
+
+
+def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
+    """The posteriors of uint8 pictures [n, H, W, 3], as NumPy float32; the VAE never changes, so once is enough."""
+    graph, parameters = nnx.split(vae)
+    encoder = jax.jit(lambda p, x: nnx.merge(graph, p).encode(x))
+    parts = []
+    for i in tqdm(range(0, len(pictures), batch), desc="encoding", unit="batch", dynamic_ncols=True):
+        rows = pictures[i : i + batch]
+        padded = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows), axis=0)])  # one compiled shape
+        parts.append([np.asarray(x)[: len(rows)] for x in encoder(parameters, to_float(padded))])
+    return Posterior(*(np.concatenate(x) for x in zip(*parts)))
+
+
+def train(
+    config: UNetConfig, diffusion: DiffusionConfig, text_encoder: TextEncoder, tokenizer: Tokenizer,
+    latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
+    watch: Callable[[int, UNet], None] | None = None,
+) -> UNet:
+    """The trained denoiser; `latents` are the unscaled posteriors of scenes 0 to n of the training split.
+
+    `watch(step, unet)` gets the averaged network at every checkpoint.
+    """
+    graph, parameters = nnx.split(UNet(config, rngs=nnx.Rngs(recipe.seed)))
+    text_graph, text_parameters = nnx.split(text_encoder)
+    scene = partial(scene_at, recipe.seed, "train")
+
+    def batch_at(step: int) -> dict[str, np.ndarray]:
+        rng = step_rng(recipe.seed, step)
+        rows = rng.integers(len(latents.mean), size=recipe.batch)
+        said = captions([scene(int(r)) for r in rows], rng)
+        kept = ["" if rng.random() < DROP else caption for caption in said]
+        return {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}
+
+    def loss(parameters, text_parameters, batch, key):
+        of_latent, of_noise, of_time = jax.random.split(key, 3)
+        x0 = scale * Posterior(batch["mean"], batch["log_variance"]).sample(of_latent)
+        eps = jax.random.normal(of_noise, x0.shape)
+        t = jax.random.randint(of_time, (len(x0),), 0, diffusion.train_steps)
+        text = nnx.merge(text_graph, text_parameters)(batch["ids"])
+        x, target, weight = training_pair(x0, eps, t, diffusion)
+        error = jnp.mean((nnx.merge(graph, parameters)(x, t, text) - target) ** 2, axis=(1, 2, 3))
+        return jnp.mean(weight * error)
+
+    seen = (lambda step, average: watch(step, nnx.merge(graph, average))) if watch else None
+    trained = fit(recipe, parameters, loss, batch_at, folder, name="unet", frozen=text_parameters, watch=seen)
+    return nnx.merge(graph, trained)
