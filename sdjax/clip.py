@@ -122,6 +122,7 @@ class VisionEmbeddings(nnx.Module):
     """The picture cut into patches, a vector for each, a class token in front, plus a vector for each place."""
 
     def __init__(self, c: VisionConfig, *, rngs):
+        self.patch = c.patch
         places = (c.image_size // c.patch) ** 2 + 1
         self.class_embedding = nnx.Param(NORMAL(rngs.params(), (c.width,)))
         self.patch_embedding = nnx.Conv(
@@ -130,8 +131,12 @@ class VisionEmbeddings(nnx.Module):
         self.position_embedding = nnx.Embed(places, c.width, embedding_init=NORMAL, rngs=rngs)
 
     def __call__(self, pictures: Float[Array, "b s s 3"]) -> Float[Array, "b n d"]:
-        patches = self.patch_embedding(pictures)
-        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        # A convolution whose stride is its width is one matrix for every patch; XLA's CPU backend is far slower
+        # at the former, above all backwards.
+        (b, s, _, _), p = pictures.shape, self.patch
+        cut = pictures.reshape(b, s // p, p, s // p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * 3)
+        kernel = self.patch_embedding.kernel[...]
+        patches = cut @ kernel.reshape(-1, kernel.shape[-1])
         first = jnp.broadcast_to(self.class_embedding[...], (patches.shape[0], 1, patches.shape[-1]))
         tokens = jnp.concatenate([first, patches], axis=1)
         return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))

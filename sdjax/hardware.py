@@ -6,6 +6,7 @@ import importlib.util
 import os
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +33,23 @@ def quiet_cpu() -> None:
     other_parser = importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "") != "cpu"
     if YNN_KNOWN[0] <= version < YNN_KNOWN[1] and "ynn_fusion_type" not in flags and not other_parser:
         os.environ["XLA_FLAGS"] = f"{flags} {YNN_FLAG}".strip()
+
+
+def prepare() -> None:
+    """What the command line sets up before JAX touches a device: `quiet_cpu`, and a cache of compiled programs.
+
+    The cache is in the user's own cache folder, readable by no one else, since what lies there is run as code
+    (jax docs, persistent_compilation_cache). JAX_COMPILATION_CACHE_DIR, where set, is left alone.
+    """
+    quiet_cpu()
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdjax"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written only costs the time to compile again
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def as_dtype(name: Any) -> jnp.dtype:

@@ -254,6 +254,22 @@ class StableDiffusion:
         return value // factor
 
 
+@dataclass(frozen=True)
+class CLIP:
+    """Texts and pictures in one space; see `sdjax.load_clip`.
+
+    `tokenizer` texts to ids, `text_encoder.embed` ids to vectors [b, p], `image_encoder` pictures to vectors [b, p].
+    """
+
+    tokenizer: Tokenizer
+    text_encoder: TextNetwork
+    image_encoder: Network
+
+    def similarity(self, pictures: Any, texts: str | Sequence[str]) -> Float[np.ndarray, "n m"]:
+        """The cosine between every picture and every text, float32 [pictures, texts]."""
+        return compare(self.text_encoder, self.image_encoder, self.tokenizer, pictures, texts)
+
+
 def compare(
     text_encoder: TextNetwork, image_encoder: Network, tokenizer: Tokenizer, pictures: Any, texts: str | Sequence[str]
 ) -> Float[np.ndarray, "n m"]:

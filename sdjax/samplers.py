@@ -59,9 +59,11 @@ def leading(steps: int, train_steps: int = 1000, offset: int = 1) -> Int[np.ndar
 def linspace(steps: int, train_steps: int = 1000) -> Int[np.ndarray, "s"]:
     """S timesteps evenly down from T - 1, stopping short of 0: 999, 979, ..., 20 for 50 steps.
 
-    diffusers, schedulers/scheduling_dpmsolver_multistep.py, timestep_spacing "linspace".
+    diffusers, schedulers/scheduling_dpmsolver_multistep.py, timestep_spacing "linspace"; but S = T visits 0
+    too, where diffusers visits one timestep twice, and a multistep solver divides by their distance.
     """
-    return np.linspace(0, train_steps - 1, steps + 1).round()[:0:-1].astype(np.int32)
+    short = 0 if steps < train_steps else -1
+    return np.linspace(short, train_steps - 1, steps + 1).round()[:0:-1].astype(np.int32)
 
 
 def plan(c: DiffusionConfig, timesteps: Int[np.ndarray, "s"], a_final: float) -> Plan:

@@ -206,7 +206,7 @@ class Tokenizer:
         r"""The tokens of a text to read: `</w>` closes a piece, `\xe7` is a byte of a longer character."""
         return [self._readable(token) for token in self.encode(text)]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text that ids spell, with a space after each word; half a character becomes U+FFFD.
 
         Errors: InputError if an id is outside the vocabulary.
@@ -255,9 +255,8 @@ class Tokenizer:
         if len(piece) <= reach * MAX_TOKEN_BYTES:
             return self._spell(piece)
         symbols = _symbols(piece[: reach + 1])
-        starts = {
-            tuple(_join_pairs(symbols[: reach - k], self._joined)[:wanted]) for k in range(MAX_TOKEN_BYTES)
-        }
+        spellings = (_join_pairs(symbols[: reach - k], self._joined) for k in range(MAX_TOKEN_BYTES))
+        starts = {tuple(spelling[:wanted]) for spelling in spellings}
         return list(starts.pop()) if len(starts) == 1 else self._spell(piece)
 
 

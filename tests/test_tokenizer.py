@@ -84,7 +84,7 @@ def test_75_words_fit_without_a_warning(clip):
 
 def test_a_longer_prompt_keeps_the_end_token_and_says_which_words_were_cut(clip):
     prompt = " ".join(["cube"] * 74) + " don't stop"
-    with pytest.warns(UserWarning, match="room for 75 tokens, cut off: \"'t stop\"$"):
+    with pytest.warns(UserWarning, match='room for 75 tokens, cut off: "\'t stop"$'):
         row = clip(["a cube", prompt])[1]
     assert row[74:].tolist() == [11353, 847, 49407]
     assert clip.truncated(prompt) == "'t stop"

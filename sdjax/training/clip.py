@@ -16,7 +16,7 @@ from sdjax.toyworld import scene_at
 from sdjax.training.data import captions, step_rng, to_float
 from sdjax.training.loop import Recipe, fit
 
-RECIPE = Recipe(steps=1200, batch=64, learning_rate=1e-3, warmup=200, weight_decay=0.05)
+RECIPE = Recipe(steps=500, batch=64, learning_rate=1e-3, warmup=100, weight_decay=0.05)
 # Nothing behind the end token reaches a sentence's vector, since the transformer is causal: training on the
 # first tokens alone gives the same numbers for less than half the work. No caption of the world is longer.
 TOKENS = 32

@@ -2,6 +2,7 @@
 
     RUN/tokenizer.json   RUN/vae.safetensors   RUN/text_encoder.safetensors   RUN/image_encoder.safetensors
     RUN/model/           the whole, as `sdjax.load` takes it
+    RUN/judge.safetensors
 
 and the pictures, checkpoints and loss curves of each stage in folders of their own beside them.
 """
@@ -28,14 +29,29 @@ from sdjax.images import grid, to_uint8, write_png
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import caption, describe, scene_at
-from sdjax.training import clip, data, unet, vae
+from sdjax.training import clip, data, judge, unet, vae
 from sdjax.training.loop import Recipe
 from sdjax.unet import UNet
 from sdjax.vae import VAE
 
 SCENES = 20_000  # of the training split
 CORPUS = 20_000  # captions in each language that the merges are learned from
-MERGES = 400
+MERGES = 200  # the captions hold 222 pairs to join; the rarest stay apart, so that some words show their parts
+
+
+def run_stage(name: str, run: Path, steps: int | None = None, scenes: int | None = None) -> None:
+    """Runs one stage by name, with other numbers of steps or scenes than its recipe's where given.
+
+    Raises InputError for a number below 1, or where an earlier stage has not left its part in `run`.
+    """
+    for what, number in (("steps", steps), ("scenes", scenes)):
+        if number is not None and number < 1:
+            raise InputError(f"{what}: found {number}, expected at least 1")
+    if name == "tokenizer":
+        return train_tokenizer(run)
+    train, recipe = {"vae": (train_vae, vae.RECIPE), "clip": (train_clip, clip.RECIPE),
+                     "unet": (train_unet, unet.RECIPE), "judge": (train_judge, judge.RECIPE)}[name]
+    train(run, dataclasses.replace(recipe, steps=steps or recipe.steps), scenes or SCENES)
 
 
 def train_tokenizer(run: Path) -> None:
@@ -82,6 +98,11 @@ def train_unet(run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES) ->
     trained = unet.train(config.unet, config.diffusion, text, tokenizer, latents, scale, run / "unet", recipe,
                          watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"))
     native.save(assembled(trained), run / "model", "float16", replace=True)
+
+
+def train_judge(run: Path, recipe: Recipe = judge.RECIPE, scenes: int = SCENES) -> None:
+    """Trains the judge on renders alone: RUN/judge.safetensors."""
+    judge.train(data.pictures(run / "data", "train", scenes), run / "judge", recipe).save(run / "judge.safetensors")
 
 
 def _latents(run: Path, coder: VAE, scenes: int) -> unet.Posterior:

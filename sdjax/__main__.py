@@ -1,0 +1,5 @@
+"""`python -m sdjax` is the command line."""
+
+from sdjax.cli import main
+
+main()

@@ -1,0 +1,178 @@
+"""Weights out, for other programs: the tables of layouts.py read from right to left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from sdjax.checkpoint import diffusers_folder, layouts, original_file, tree
+from sdjax.checkpoint.layouts import TO_TORCH, Table, turned
+from sdjax.checkpoint.native import Cast, is_clip, networks, write_json, written_folder
+from sdjax.checkpoint.reader import write_safetensors
+from sdjax.config import ModelConfig, TextConfig, VisionConfig, to_dict
+from sdjax.hardware import Network
+from sdjax.pipeline import StableDiffusion
+from sdjax.tokenizer import END, START, Tokenizer, _base_names
+
+CLASSES = {
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+}
+
+
+def to_original(sd: StableDiffusion, path: str | Path) -> None:
+    """Writes a model as one .safetensors file in the original layout, with its configuration in the metadata.
+
+    The layout has no place for an image encoder, nor do we have the layer of OpenCLIP that SD 2.x stops before: both are
+    left out. InputError if `path` cannot be written.
+    """
+    config = dataclasses.replace(sd.config, vision=None)
+    openclip = config.text.activation == "gelu"  # OpenAI's towers have quick_gelu
+    text_prefix = original_file.OPENCLIP if openclip else f"{original_file.TRANSFORMERS}text_model."
+    text_layout = (lambda p: layouts.openclip_text(p, config.text)) if openclip else layouts.by_modules
+    tensors = (
+        _tensors(sd.text_encoder, text_layout, text_prefix, original_file.TRANSFORMERS)
+        | _tensors(sd.vae, lambda p: layouts.original_vae(p, config.vae), original_file.VAE)
+        | _tensors(sd.unet, lambda p: layouts.original_unet(p, config.unet), original_file.UNET)
+    )
+    metadata = {original_file.CONFIG: json.dumps(to_dict(config))}
+    if not is_clip(sd.tokenizer):
+        metadata[original_file.VOCABULARY] = "\n".join(sd.tokenizer.merges)
+    write_safetensors(path, tensors, metadata)
+
+
+def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
+    """Writes a model as a folder that diffusers' StableDiffusionPipeline.from_pretrained reads.
+
+    InputError if `folder` is there already or cannot be written.
+    """
+    config, parts = sd.config, networks(sd)
+    configs = {
+        "text_encoder": _text(config.text), "vae": _vae(config), "unet": _unet(config),
+        "image_encoder": _vision(config.vision) if "image_encoder" in parts else None,
+    }
+    classes: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0", **CLASSES}
+    if config.text.projection:
+        classes["text_encoder"] = ["transformers", "CLIPTextModelWithProjection"]
+    with written_folder(folder) as part:
+        for name, network in parts.items():
+            (part / name).mkdir()
+            write_json(part / name / "config.json", configs[name])
+            prefix = {"text_encoder": "text_model.", "image_encoder": "vision_model."}.get(name, "")
+            tensors = _tensors(network, layouts.by_modules, prefix, "")
+            stem = diffusers_folder.STEMS[name]
+            write_safetensors(part / name / f"{stem}.safetensors", tensors, {"format": "pt"})
+        if "image_encoder" in parts:
+            classes["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+            classes["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+            (part / "feature_extractor").mkdir()
+            write_json(part / "feature_extractor" / "preprocessor_config.json", _pixels(config.vision))
+        (part / "scheduler").mkdir()
+        write_json(part / "scheduler" / "scheduler_config.json", _scheduler(config))
+        _write_vocabulary(sd.tokenizer, part / "tokenizer")
+        write_json(part / diffusers_folder.INDEX, classes)
+
+
+def _tensors(network: Network, layout: Any, prefix: str, outer: str | None = None) -> dict[str, Cast]:
+    """A network's tensors under the names of a layout; `outer` is the prefix of what transformers has beside a tower."""
+    arrays = tree.flatten(network.state)
+    table: Table = layout(arrays)
+    tensors = {}
+    for name, parameters in table.items():
+        beside = outer is not None and name in ("text_projection.weight", "visual_projection.weight")
+        first = arrays[parameters[0]]
+        axes = TO_TORCH[first.ndim] if turned(name, parameters[0]) else None
+        tensors[(outer if beside else prefix) + name] = Cast([arrays[parameter] for parameter in parameters], axes)
+    return tensors
+
+
+def _unet(config: ModelConfig) -> dict[str, Any]:
+    c = config.unet
+    down = [("CrossAttnDownBlock2D" if a else "DownBlock2D") for a in c.attention]
+    up = [("CrossAttnUpBlock2D" if a else "UpBlock2D") for a in reversed(c.attention)]
+    return diffusers_folder.FIXED["unet"] | {
+        "sample_size": config.image_size // config.vae.factor, "in_channels": c.in_channels,
+        "out_channels": c.out_channels, "block_out_channels": c.channels, "layers_per_block": c.blocks,
+        "attention_head_dim": c.heads, "only_cross_attention": list(c.cross_only), "down_block_types": down,
+        "up_block_types": up, "cross_attention_dim": c.context_width, "norm_num_groups": c.groups,
+        "num_class_embeds": c.classes, "use_linear_projection": c.linear_projection,
+    }
+
+
+def _vae(config: ModelConfig) -> dict[str, Any]:
+    c = config.vae
+    return diffusers_folder.FIXED["vae"] | {
+        "sample_size": config.image_size, "block_out_channels": c.channels, "layers_per_block": c.blocks,
+        "latent_channels": c.latent_channels, "norm_num_groups": c.groups, "scaling_factor": c.scale,
+        "down_block_types": ["DownEncoderBlock2D"] * len(c.channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(c.channels),
+    }
+
+
+def _tower(c: TextConfig | VisionConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": c.width, "intermediate_size": 4 * c.width, "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads, "hidden_act": c.activation, "projection_dim": c.projection or c.width,
+    }
+
+
+def _text(c: TextConfig) -> dict[str, Any]:
+    kind = "CLIPTextModelWithProjection" if c.projection else "CLIPTextModel"
+    return diffusers_folder.FIXED["text_encoder"] | _tower(c) | {
+        "architectures": [kind], "model_type": "clip_text_model", "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.context_length, "bos_token_id": c.end_id - 1, "eos_token_id": c.end_id,
+        "pad_token_id": 0 if c.padding == "zero" else c.end_id,
+    }
+
+
+def _vision(c: VisionConfig) -> dict[str, Any]:
+    return diffusers_folder.FIXED["image_encoder"] | _tower(c) | {
+        "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model",
+        "image_size": c.image_size, "patch_size": c.patch,
+    }
+
+
+def _pixels(c: VisionConfig) -> dict[str, Any]:
+    size = {"height": c.image_size, "width": c.image_size}
+    return {
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": c.image_size},
+        "do_center_crop": True, "crop_size": size, "do_rescale": True, "do_normalize": True, "resample": 3,
+        "image_mean": c.mean, "image_std": c.std,
+    }
+
+
+def _scheduler(config: ModelConfig) -> dict[str, Any]:
+    c = config.diffusion
+    words = {ours: theirs for theirs, ours in diffusers_folder.PREDICTIONS.items()}
+    return diffusers_folder.FIXED["scheduler"] | {
+        "_class_name": "DDIMScheduler", "num_train_timesteps": c.train_steps, "beta_start": c.beta_start,
+        "beta_end": c.beta_end, "beta_schedule": c.schedule, "prediction_type": words[c.prediction],
+        # As the original samples: k * (1000 // S) + 1, and the last step goes to alphas_cumprod[0].
+        "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
+    }
+
+
+def _write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
+    """The files of transformers' CLIPTokenizer, and our own where the vocabulary is not CLIP's."""
+    folder.mkdir()
+    merges = "\n".join(["#version: 0.2", *tokenizer.merges])
+    (folder / "merges.txt").write_text(f"{merges}\n", encoding="utf-8")
+    names = [*_base_names(), *(merge.replace(" ", "") for merge in tokenizer.merges), START, END]
+    write_json(folder / "vocab.json", {name: i for i, name in enumerate(names)})
+    special = {
+        "bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END if tokenizer.padding == "eos" else "!",
+    }
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "tokenizer_config.json", special | {
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, "do_lower_case": True,
+    })
+    if not is_clip(tokenizer):
+        tokenizer.save(folder / diffusers_folder.VOCABULARY)

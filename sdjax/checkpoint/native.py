@@ -1,0 +1,157 @@
+"""The project's own layout: a folder whose tensors lie as the networks hold them, so that loading is a plain read.
+
+    sdjax.json                   format, version, the configuration, where the vocabulary is
+    text_encoder.safetensors     vae.safetensors     unet.safetensors     image_encoder.safetensors (where there is one)
+    tokenizer.json               a vocabulary of its own, where it is not CLIP's
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.checkpoint import tree
+from sdjax.checkpoint.parts import Checkpoint, Name, Part, check, check_tokenizer
+from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
+from sdjax.config import TextConfig, from_dict, to_dict
+from sdjax.errors import InputError
+from sdjax.hardware import Network, as_dtype
+from sdjax.pipeline import StableDiffusion
+from sdjax.tokenizer import Tokenizer
+
+INDEX = "sdjax.json"
+VERSION = 1
+MAX_JSON = 1_000_000  # bytes
+
+
+class Cast:
+    """An array that becomes another dtype, and another order of axes, only when it is written."""
+
+    def __init__(self, arrays: list[Any], axes: tuple[int, ...] | None = None, dtype: Any = None):
+        first = arrays[0]
+        self.arrays, self.axes, self.dtype = arrays, axes, np.dtype(dtype or first.dtype)
+        shape = first.shape if axes is None else tuple(first.shape[axis] for axis in axes)
+        self.shape = (len(arrays) * shape[0], *shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        arrays = [np.asarray(a) if self.axes is None else np.asarray(a).transpose(self.axes) for a in self.arrays]
+        with np.errstate(over="ignore"):  # an infinity is refused when it is written
+            return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).astype(dtype or self.dtype)
+
+
+def networks(sd: StableDiffusion) -> dict[str, Network]:
+    """The parts of a model by name."""
+    parts = {"text_encoder": sd.text_encoder, "vae": sd.vae, "unet": sd.unet, "image_encoder": sd.image_encoder}
+    return {name: network for name, network in parts.items() if network is not None}
+
+
+def is_clip(tokenizer: Tokenizer) -> bool:
+    """Whether the vocabulary is the released one, which ships with the package."""
+    return tokenizer.merges == Tokenizer.clip().merges
+
+
+def save(sd: StableDiffusion, folder: str | Path, dtype: Any = None, replace: bool = False) -> None:
+    """Writes a model as a folder in the project's own layout, whole or not at all.
+
+    `dtype` casts the weights, "float16" for shipping; None keeps them. InputError if `folder` is there already
+    (with `replace`, if it is anything but such a model), cannot be written, or a weight is too large for `dtype`.
+    """
+    dtype = None if dtype is None else as_dtype(dtype)
+    with written_folder(folder, replace) as part:
+        vocabulary = "clip" if is_clip(sd.tokenizer) else "tokenizer.json"
+        if vocabulary != "clip":
+            sd.tokenizer.save(part / vocabulary)
+        for name, network in networks(sd).items():
+            arrays = {path: Cast([array], dtype=dtype) for path, array in tree.flatten(network.state).items()}
+            write_safetensors(part / f"{name}.safetensors", arrays)
+        config = sd.config if sd.image_encoder is not None else dataclasses.replace(sd.config, vision=None)
+        index = {"format": "sdjax", "version": VERSION, "tokenizer": vocabulary, "config": to_dict(config)}
+        write_json(part / INDEX, index)
+
+
+def opened(folder: Path) -> Checkpoint:
+    """The model that `save` wrote."""
+    path = folder / INDEX
+    index = read_json(path)
+    if set(index) != {"format", "version", "tokenizer", "config"} or index["format"] != "sdjax":
+        raise InputError(f"{path}: found {sorted(index)[:5]}, expected what `sdjax convert` writes; convert again")
+    if index["version"] != VERSION:
+        raise InputError(f"{path}: is of version {index['version']!r}, expected {VERSION}; convert again with this sdjax")
+    config = from_dict(index["config"], str(path))
+    check(config, str(path))
+    configs = {"text_encoder": config.text, "vae": config.vae, "unet": config.unet, "image_encoder": config.vision}
+    parts = {}
+    for name, part in configs.items():
+        if part is not None:
+            file = SafetensorsFile(folder / f"{name}.safetensors")
+            parts[name] = Part.of(name, part, file, [Name(n, n) for n in file.names()], _itself)
+    return Checkpoint(folder, "sdjax", config, _tokenizer(folder, index["tokenizer"], config.text), parts)
+
+
+def _itself(parameters: Any) -> dict[str, tuple[str, ...]]:
+    return {parameter: (parameter,) for parameter in parameters}
+
+
+def _tokenizer(folder: Path, name: Any, c: TextConfig) -> Tokenizer:
+    if name not in ("clip", "tokenizer.json"):
+        raise InputError(f'{folder / INDEX}: tokenizer is {name!r}, expected "clip" or "tokenizer.json"')
+    tokenizer = Tokenizer.clip(c.padding) if name == "clip" else Tokenizer.load(folder / name)
+    return check_tokenizer(tokenizer, c, str(folder))
+
+
+@contextlib.contextmanager
+def written_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
+    """A fresh folder beside `folder` that takes its place when the block ends, and is gone when the block fails.
+
+    InputError if `folder` exists and is not empty; with `replace`, a model of our own layout gives way.
+    """
+    folder = Path(os.path.abspath(folder))
+    mine = replace and (folder / INDEX).is_file()
+    if os.path.lexists(folder) and not mine and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already, expected a folder to make; give another name or move it away")
+    part, old = (folder.parent / f".{secrets.token_hex(8)}.{kind}" for kind in ("part", "old"))
+    try:
+        part.mkdir()
+        yield part
+        if mine:
+            os.rename(folder, old)
+        os.rename(part, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); give a place in an existing, writable folder"
+            " with room"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """One JSON object, indented."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; InputError if it is none, or over 1 MB."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_JSON + 1)
+        values = json.loads(raw[:MAX_JSON].decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a JSON file") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: is not JSON of at most {MAX_JSON:,} bytes; download or convert again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is a JSON {type(values).__name__}, expected an object; download or convert again")
+    return values

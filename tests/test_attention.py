@@ -1,0 +1,98 @@
+"""Attention: the formula on numbers that fit a page, and the chunked way giving what the plain way gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sdjax import attention
+from sdjax.attention import (
+    Attention,
+    attend,
+    attend_chunked,
+    attend_plain,
+    merge_heads,
+    probabilities,
+    split_heads,
+)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def test_each_query_looks_at_keys_by_the_softmax_of_their_product_over_root_d():
+    q = jnp.array([[[[2.0, 0.0, 0.0, 0.0]]]])  # one query, d = 4, so logits are halved
+    k = jnp.array([[[[np.log(3.0), 0.0, 0.0, 0.0], [0.0, 9.0, 9.0, 9.0]]]])  # logits log 3 and 0
+    assert np.allclose(probabilities(q, k), [[[[0.75, 0.25]]]])
+
+
+def test_the_answer_is_the_mix_of_values_by_these_weights():
+    q, k = jnp.zeros((1, 1, 1, 2)), normal(0, 1, 1, 3, 2)  # all keys alike
+    v = jnp.array([[[[3.0], [6.0], [0.0]]]])
+    assert np.allclose(attend_plain(q, k, v), 3.0)
+
+
+def test_rows_of_probabilities_sum_to_1():
+    p = probabilities(normal(0, 2, 3, 5, 4), normal(1, 2, 3, 7, 4))
+    assert p.shape == (2, 3, 5, 7)
+    assert np.allclose(p.sum(axis=-1), 1.0)
+    assert (p > 0).all()
+
+
+def test_large_logits_do_not_overflow():
+    p = probabilities(jnp.full((1, 1, 2, 4), 1e4), jnp.full((1, 1, 3, 4), 1e4))
+    assert np.allclose(p, 1 / 3)
+
+
+def test_half_precision_inputs_get_float32_logits():
+    q = jnp.full((1, 1, 1, 64), 200.0, jnp.float16)  # q k^T is 2.56 million, beyond float16's 65,504
+    assert probabilities(q, q).dtype == jnp.float32
+    assert attend_plain(q, q, q).dtype == jnp.float16
+    assert np.allclose(attend_plain(q, q, q), 200.0)
+    assert np.allclose(attend_chunked(q, q, q), 200.0)
+
+
+def test_a_mask_shuts_out_keys_and_the_rest_share_the_row():
+    mask = jnp.array([[True, False, False], [True, True, False]])
+    p = probabilities(jnp.zeros((1, 1, 2, 4)), normal(0, 1, 1, 3, 4), mask)[0, 0]
+    assert np.allclose(p, [[1, 0, 0], [0.5, 0.5, 0]])
+
+
+@pytest.mark.parametrize("queries", [1, 8, 13])
+def test_chunked_equals_plain_whether_the_chunks_fit_or_not(queries):
+    q, k, v = normal(0, 2, 3, queries, 4), normal(1, 2, 3, 11, 4), normal(2, 2, 3, 11, 5)[..., :4]
+    assert np.allclose(attend_chunked(q, k, v, chunk=8), attend_plain(q, k, v), atol=1e-6)
+
+
+def test_gradients_are_the_same_through_chunks():
+    q, k, v = normal(0, 1, 2, 5, 4), normal(1, 1, 2, 6, 4), normal(2, 1, 2, 6, 4)
+    chunked = jax.jit(jax.grad(lambda q: attend_chunked(q, k, v, chunk=4).sum()))(q)
+    plain = jax.jit(jax.grad(lambda q: attend_plain(q, k, v).sum()))(q)
+    assert np.allclose(chunked, plain, atol=1e-5)
+
+
+def test_many_logits_are_taken_in_chunks_and_few_are_not(monkeypatch):
+    taken = []
+    monkeypatch.setattr(attention, "attend_chunked", lambda q, k, v: taken.append("chunked"))
+    monkeypatch.setattr(attention, "attend_plain", lambda q, k, v, mask: taken.append("plain"))
+    monkeypatch.setattr(attention, "MAX_LOGITS", 2 * 3 * 5 * 7)
+    attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 7, 4)), jnp.zeros((2, 3, 7, 4)))
+    attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 8, 4)), jnp.zeros((2, 3, 8, 4)))
+    assert taken == ["plain", "chunked"]
+
+
+def test_heads_are_neighbouring_channels():
+    x = jnp.arange(8.0).reshape(1, 2, 4)
+    assert split_heads(x, 2)[0].tolist() == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    assert (merge_heads(split_heads(x, 2)) == x).all()
+
+
+def test_asking_for_the_probabilities_does_not_change_the_answer():
+    x, context = normal(0, 1, 6, 8), normal(1, 1, 5, 3)
+    run = jax.jit(lambda probs: Attention(8, 2, 3, rngs=nnx.Rngs(0))(x, context, probs), static_argnums=0)
+    (without, none), (with_them, p) = run(False), run(True)
+    assert none is None
+    assert p.shape == (1, 2, 6, 5)
+    assert np.allclose(without, with_them, atol=1e-6)
