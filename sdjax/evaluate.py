@@ -167,7 +167,7 @@ def paired(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 
 def _share(name: str, right: Sequence[bool], run: str) -> Row:
-    count, n = int(sum(right)), len(right)
+    count, n = sum(right), len(right)
     low, high = wilson(count, n)
     return Row(name, 100 * count / n, "%", 100 * low, 100 * high, count, n, run)
 
@@ -225,7 +225,7 @@ def _clip(bench: Bench) -> list[Row]:
         pictures = as_pictures(render_batch(scenes)[0], "renders")
         for language, found in right.items():
             similarity = bench.sd.similarity(pictures, [describe(scene, language) for scene in scenes])
-            found += list(np.argmax(similarity, axis=1) == np.arange(CAPTIONS))
+            found += (np.argmax(similarity, axis=1) == np.arange(CAPTIONS)).tolist()
     name, run = f"CLIP: its caption among {CAPTIONS}", f"renders, seed {bench.seed}"
     return [_share(f"{name}, {language}", found, run) for language, found in right.items()]
 

@@ -70,13 +70,13 @@ def _predict(graph, state, x, t, texts, guided: bool, attention: bool):
 
 @partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided"))
 def _scan(graph, sampler, kind, guided, state, x, texts, table, guidance, eta, keys):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, guided, False)  # noqa: E731
+    predict = lambda x, t: _predict(graph, state, x, t, texts, guided, False)
     return samplers.scan(predict, SAMPLERS[sampler].step, kind, x, table, guidance, eta, keys)
 
 
 @partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided", "attention"))
 def _advance(graph, sampler, kind, guided, attention, state, x, x0_last, row, texts, guidance, eta, keys):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, guided, attention)  # noqa: E731
+    predict = lambda x, t: _predict(graph, state, x, t, texts, guided, attention)
     return samplers.advance(predict, SAMPLERS[sampler].step, kind, x, x0_last, row, guidance, eta, keys)
 
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -208,6 +209,19 @@ def test_every_solver_reaches_the_picture_that_a_perfect_network_sees(name):
         eps = (x - np.sqrt(s.a) * picture) / np.sqrt(1 - s.a)
         x = SAMPLERS[name].step(x, picture, eps, picture, s, 0.0, np.ones_like(x))
     assert np.allclose(x, picture, atol=0.06 if name == "ddim" else 1e-5)  # DDIM stops one alpha short
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_loop_in_one_program_and_the_loop_by_steps_go_the_same_way(name):
+    predict = lambda x, t: (0.1 * x, 0.5 * x + 0.001 * t[:, None, None, None], None)  # noqa: E731
+    keys, table = samplers.image_keys(0, 0, 2), SAMPLERS[name].plan(SD, 4)
+    rest = (jnp.float32(2.0), jnp.float32(1.0 if name == "ddim" else 0.0), keys)
+    advance = jax.jit(lambda x, x0, s: samplers.advance(predict, SAMPLERS[name].step, "eps", x, x0, s, *rest))
+    scan = jax.jit(lambda x: samplers.scan(predict, SAMPLERS[name].step, "eps", x, table, *rest))
+    x = samplers.noise(keys, 0, (2, 2, 1))
+    walk = [step.x for _, step in samplers.steps(advance, x, table)]
+    assert len(walk) == 4
+    assert np.allclose(scan(x), walk[-1], rtol=1e-5)
 
 
 # huggingface/diffusers tests/schedulers/test_scheduler_ddim.py: sum and mean of absolute values after 10 steps.

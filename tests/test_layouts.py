@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax.checkpoint import layouts, original_file
+from sdjax.checkpoint import layouts, original_file, tree
+from sdjax.checkpoint.export import original_tensors
 from sdjax.checkpoint.layouts import by_modules, modern_vae, openclip_text, original_unet, original_vae
 from sdjax.checkpoint.parts import WrongFamily, shapes
 from sdjax.config import TextConfig, UNetConfig, VAEConfig, sd1
+from sdjax.hardware import Network
+from sdjax.pipeline import StableDiffusion
 
 # The names and shapes in the released files of Stable Diffusion 1.x and 2.x, a list a part.
 KEYS = json.loads(gzip.decompress((Path(__file__).parent / "fixtures" / "released_keys.json.gz").read_bytes()))
@@ -37,7 +40,8 @@ class Header:
 
 def released(version):
     text = "cond_stage_model.transformer.text_model." if version == 1 else "cond_stage_model.model."
-    parts = {"model.diffusion_model.": f"UNET-v{version}-SD", "first_stage_model.": "VAE-v1-SD", text: f"CLIP-v{version}-SD"}
+    unet, vae = "model.diffusion_model.", "first_stage_model."
+    parts = {unet: f"UNET-v{version}-SD", vae: "VAE-v1-SD", text: f"CLIP-v{version}-SD"}
     return {prefix + name: shape for prefix, keys in parts.items() for name, shape in KEYS[keys].items()}
 
 
@@ -57,6 +61,20 @@ def test_every_tensor_of_a_released_file_has_its_place_and_every_parameter_its_t
         assert sorted(held) == sorted(shapes(part.state))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_exporting_gives_the_names_and_shapes_of_a_released_file(version):
+    found = original_file.opened(Header(released(version)))
+
+    def empty(part):  # full-size arrays of no size: every element is the same zero
+        arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes(part.state).items()}
+        return Network(part.graph, tree.fill(part.state, arrays, "test"), part.config)
+
+    sd = StableDiffusion(found.config, found.tokenizer, **{name: empty(part) for name, part in found.parts.items()})
+    unread = ("position_ids", "logit_scale", "text_projection", "resblocks.23.")
+    expected = {name: tuple(shape) for name, shape in released(version).items() if not any(u in name for u in unread)}
+    assert {name: tensor.shape for name, tensor in original_tensors(sd).items()} == expected
+
+
 def test_only_the_weights_can_tell_eps_from_v_and_only_in_sd2():
     assert original_file.opened(Header(released(1))).prediction_told
     assert not original_file.opened(Header(released(2))).prediction_told
@@ -67,7 +85,7 @@ def test_ema_copies_and_schedule_buffers_are_passed_over():
               "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "logvar",
               "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
               "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"]
-    assert original_file.opened(Header(released(1) | dict.fromkeys(unread, [1000]))).problems() == []
+    assert original_file.opened(Header(released(1) | {name: [1000] for name in unread})).problems() == []
 
 
 def test_anything_else_is_said_to_be_unknown():
@@ -144,10 +162,13 @@ def test_openclip_keeps_queries_keys_and_values_in_one_matrix():
 
 
 def test_torch_has_the_outputs_first():
-    assert layouts.stored_shape("conv_in.weight", ("conv_in.kernel",), {"conv_in.kernel": (3, 3, 4, 320)}) == (320, 4, 3, 3)
-    assert layouts.stored_shape("fc1.weight", ("fc1.kernel",), {"fc1.kernel": (768, 3072)}) == (3072, 768)
-    assert layouts.stored_shape("fc1.kernel", ("fc1.kernel",), {"fc1.kernel": (768, 3072)}) == (768, 3072)
-    assert layouts.stored_shape("t.weight", ("t.embedding",), {"t.embedding": (77, 768)}) == (77, 768)
+    def stored(name, parameter, shape):
+        return layouts.stored_shape(name, (parameter,), {parameter: shape})
+
+    assert stored("conv_in.weight", "conv_in.kernel", (3, 3, 4, 320)) == (320, 4, 3, 3)
+    assert stored("fc1.weight", "fc1.kernel", (768, 3072)) == (3072, 768)
+    assert stored("fc1.kernel", "fc1.kernel", (768, 3072)) == (768, 3072)  # our own layout
+    assert stored("t.weight", "t.embedding", (77, 768)) == (77, 768)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,10 @@ from sdjax.tokenizer import Tokenizer
 INDEX = "model_index.json"
 VOCABULARY = "sdjax_tokenizer.json"  # in tokenizer/, where the vocabulary is not CLIP's
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "image_encoder": "model"}
+STEMS = {  # of the weights' file names
+    "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
+    "image_encoder": "model",
+}
 UNREAD = ("logit_scale", "embeddings.position_ids")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 ATTENDS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
@@ -71,13 +74,13 @@ class Fields:
         self.path, self.values = path, values
         for name, expected in FIXED[kind].items():
             if (found := values.get(name, expected)) != expected:
-                raise InputError(f"{path}: {name} is {str(found)[:80]!r}, expected {expected!r}, the only one known here")
+                raise InputError(f"{path}: {name} is {str(found)[:80]!r}, expected {expected!r}, all that works here")
 
     def take(self, name: str, kind: type, default: Any = ...) -> Any:
         """A field of type `kind`; a float may be written as an integer."""
         value = self.values.get(name, default)
         if value is ...:
-            raise InputError(f"{self.path}: has no {name}, expected {kind.__name__}; take the whole folder of the model")
+            raise InputError(f"{self.path}: has no {name}, expected {kind.__name__}; take the model's whole folder")
         good = type(value) is kind or (kind is float and type(value) is int) or value is default
         if not good:
             raise InputError(f"{self.path}: {name} is {str(value)[:80]!r}, expected {kind.__name__}")
@@ -167,7 +170,7 @@ def vision_config(f: Fields, projection: int, pixels: dict[str, Any]) -> VisionC
 
 def _wide(f: Fields) -> None:
     if f.take("intermediate_size", int) != 4 * f.take("hidden_size", int):
-        raise InputError(f"{f.path}: intermediate_size is not four times hidden_size, the only one known here")
+        raise InputError(f"{f.path}: intermediate_size is not four times hidden_size, all that works here")
 
 
 def diffusion_config(f: Fields) -> DiffusionConfig:
@@ -258,7 +261,7 @@ def weights(folder: Path, stem: str) -> File:
     for pickled in (f"{stem}.bin", "pytorch_model.bin"):
         if (folder / pickled).is_file():
             return SafetensorsFile(folder / pickled)  # which says why not
-    raise InputError(f"{folder}: has no {stem}.safetensors, expected the weights there; take the whole folder of the model")
+    raise InputError(f"{folder}: has no {stem}.safetensors, expected the weights; take the model's whole folder")
 
 
 def clip_folder(folder: Path) -> tuple[Tokenizer, dict[str, Part]]:

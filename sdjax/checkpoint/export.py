@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +33,30 @@ CLASSES = {
 def to_original(sd: StableDiffusion, path: str | Path) -> None:
     """Writes a model as one .safetensors file in the original layout, with its configuration in the metadata.
 
-    The layout has no place for an image encoder, nor do we have the layer of OpenCLIP that SD 2.x stops before: both are
-    left out. InputError if `path` cannot be written.
+    The layout has no place for an image encoder, nor do we have the layer of OpenCLIP that SD 2.x stops before:
+    both are left out. InputError if `path` cannot be written.
     """
-    config = dataclasses.replace(sd.config, vision=None)
+    metadata = {original_file.CONFIG: json.dumps(to_dict(dataclasses.replace(sd.config, vision=None)))}
+    if not is_clip(sd.tokenizer):
+        metadata[original_file.VOCABULARY] = "\n".join(sd.tokenizer.merges)
+    write_safetensors(path, original_tensors(sd), metadata)
+
+
+def original_tensors(sd: StableDiffusion) -> dict[str, Cast]:
+    """The tensors of the original layout by name; each is made only when it is written."""
+    config = sd.config
     openclip = config.text.activation == "gelu"  # OpenAI's towers have quick_gelu
     text_prefix = original_file.OPENCLIP if openclip else f"{original_file.TRANSFORMERS}text_model."
     text_layout = (lambda p: layouts.openclip_text(p, config.text)) if openclip else layouts.by_modules
-    tensors = (
-        _tensors(sd.text_encoder, text_layout, text_prefix, original_file.TRANSFORMERS)
-        | _tensors(sd.vae, lambda p: layouts.original_vae(p, config.vae), original_file.VAE)
-        | _tensors(sd.unet, lambda p: layouts.original_unet(p, config.unet), original_file.UNET)
+    return (
+        _tensors(sd.text_encoder, text_layout, text_prefix, outer=original_file.TRANSFORMERS)
+        | _tensors(sd.vae, lambda p: layouts.original_vae(p, config.vae), original_file.VAE, layouts.VAE_CONVOLUTIONS)
+        | _tensors(sd.unet, lambda p: layouts.original_unet(p, config.unet), original_file.UNET, _convolutions(config))
     )
-    metadata = {original_file.CONFIG: json.dumps(to_dict(config))}
-    if not is_clip(sd.tokenizer):
-        metadata[original_file.VOCABULARY] = "\n".join(sd.tokenizer.merges)
-    write_safetensors(path, tensors, metadata)
+
+
+def _convolutions(config: ModelConfig) -> re.Pattern | None:
+    return None if config.unet.linear_projection else layouts.UNET_CONVOLUTIONS
 
 
 def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
@@ -67,7 +77,8 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
             (part / name).mkdir()
             write_json(part / name / "config.json", configs[name])
             prefix = {"text_encoder": "text_model.", "image_encoder": "vision_model."}.get(name, "")
-            tensors = _tensors(network, layouts.by_modules, prefix, "")
+            convolutions = _convolutions(config) if name == "unet" else None
+            tensors = _tensors(network, layouts.by_modules, prefix, convolutions, outer="")
             stem = diffusers_folder.STEMS[name]
             write_safetensors(part / name / f"{stem}.safetensors", tensors, {"format": "pt"})
         if "image_encoder" in parts:
@@ -81,16 +92,23 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
         write_json(part / diffusers_folder.INDEX, classes)
 
 
-def _tensors(network: Network, layout: Any, prefix: str, outer: str | None = None) -> dict[str, Cast]:
-    """A network's tensors under the names of a layout; `outer` is the prefix of what transformers has beside a tower."""
+def _tensors(
+    network: Network, layout: Callable[[Iterable[str]], Table], prefix: str, convolutions: re.Pattern | None = None,
+    outer: str | None = None,
+) -> dict[str, Cast]:
+    """A network's tensors under the names of a layout.
+
+    `convolutions`: the matrices that get two dimensions more; `outer`: the prefix of what transformers puts beside
+    a tower.
+    """
     arrays = tree.flatten(network.state)
-    table: Table = layout(arrays)
     tensors = {}
-    for name, parameters in table.items():
+    for name, parameters in layout(arrays).items():
         beside = outer is not None and name in ("text_projection.weight", "visual_projection.weight")
-        first = arrays[parameters[0]]
-        axes = TO_TORCH[first.ndim] if turned(name, parameters[0]) else None
-        tensors[(outer if beside else prefix) + name] = Cast([arrays[parameter] for parameter in parameters], axes)
+        rank = arrays[parameters[0]].ndim
+        axes = TO_TORCH[rank] if turned(name, parameters[0]) else None
+        ones = 2 if convolutions and rank == 2 and convolutions.fullmatch(name) else 0
+        tensors[(outer if beside else prefix) + name] = Cast([arrays[p] for p in parameters], axes, ones)
     return tensors
 
 

@@ -7,7 +7,8 @@
 A table goes from a tensor's name, without the prefix of its part, to the parameters that lie in it one after another:
 one, or three where OpenCLIP keeps queries, keys and values in one matrix. Loading reads it from left to right,
 exporting from right to left. Sources: CompVis/stable-diffusion ldm/modules/diffusionmodules/{openaimodel,model}.py,
-mlfoundations/open_clip src/open_clip/transformer.py; huggingface/diffusers loaders/single_file_utils.py has the same map.
+mlfoundations/open_clip src/open_clip/transformer.py; the same map is in huggingface/diffusers
+loaders/single_file_utils.py.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ OPENCLIP_LAYER = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
+
+# Matrices that are written as 1x1 convolutions: in a UNet without linear projections, and in the original VAE.
+UNET_CONVOLUTIONS = re.compile(r".*\.proj_(in|out)\.weight")
+VAE_CONVOLUTIONS = re.compile(r".*\.attn_1\.(q|k|v|proj_out)\.weight")
 
 # The VAE's attention before diffusers 0.12, models/modeling_utils.py `_fix_state_dict_keys_on_load`.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

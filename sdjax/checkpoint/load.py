@@ -1,4 +1,4 @@
-"""Weights in: `load` a model, `load_clip` a CLIP, `convert` to the project's own layout, `describe` what a path holds."""
+"""Weights in: `load` a model or `load_clip` a CLIP, `convert` to our own layout, `describe` what a path holds."""
 
 from __future__ import annotations
 
@@ -50,8 +50,7 @@ def load_clip(path: str | Path, dtype: Any = "float32") -> CLIP:
 
 def convert(source: str | Path, target: str | Path, dtype: Any = "float32") -> None:
     """Writes the model at `source` as a folder in the project's own layout; InputError as `load` and `save`."""
-    with native.written_folder(target):  # refused before gigabytes are read
-        pass
+    native.require_free(target)  # before gigabytes are read
     native.save(load(source, dtype), target)
 
 
@@ -83,7 +82,7 @@ def describe(path: str | Path) -> Info:
         return Info(str(path), "unknown", error.what, None, (), {}, (str(error),))
     unet = found.parts["unet"]
     told = found.prediction_told or unet.problems()
-    prediction = found.config.diffusion.prediction if told else _prediction(found, unet.read(as_dtype("bfloat16")))
+    prediction = found.config.diffusion.prediction if told else _prediction(found, unet.read(as_dtype("float32")))
     family = _with_prediction(found, prediction).name
     return _info(path, found.layout, family, prediction, found.parts, [f"has unknown {name}" for name in found.strays])
 

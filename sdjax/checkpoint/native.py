@@ -34,18 +34,22 @@ MAX_JSON = 1_000_000  # bytes
 
 
 class Cast:
-    """An array that becomes another dtype, and another order of axes, only when it is written."""
+    """Arrays as they are to be written, one after another; nothing is copied before NumPy asks for it.
 
-    def __init__(self, arrays: list[Any], axes: tuple[int, ...] | None = None, dtype: Any = None):
+    `axes`: their new order; `ones`: how many dimensions of 1 come behind; `dtype`: None keeps the arrays'.
+    """
+
+    def __init__(self, arrays: list[Any], axes: tuple[int, ...] | None = None, ones: int = 0, dtype: Any = None):
         first = arrays[0]
         self.arrays, self.axes, self.dtype = arrays, axes, np.dtype(dtype or first.dtype)
         shape = first.shape if axes is None else tuple(first.shape[axis] for axis in axes)
-        self.shape = (len(arrays) * shape[0], *shape[1:])
+        self.shape = (*((len(arrays) * shape[0], *shape[1:]) if len(arrays) > 1 else shape), *[1] * ones)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         arrays = [np.asarray(a) if self.axes is None else np.asarray(a).transpose(self.axes) for a in self.arrays]
         with np.errstate(over="ignore"):  # an infinity is refused when it is written
-            return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).astype(dtype or self.dtype)
+            joined = (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).astype(dtype or self.dtype)
+        return joined.reshape(self.shape)
 
 
 def networks(sd: StableDiffusion) -> dict[str, Network]:
@@ -85,7 +89,7 @@ def opened(folder: Path) -> Checkpoint:
     if set(index) != {"format", "version", "tokenizer", "config"} or index["format"] != "sdjax":
         raise InputError(f"{path}: found {sorted(index)[:5]}, expected what `sdjax convert` writes; convert again")
     if index["version"] != VERSION:
-        raise InputError(f"{path}: is of version {index['version']!r}, expected {VERSION}; convert again with this sdjax")
+        raise InputError(f"{path}: is of version {index['version']!r}, expected {VERSION}; convert it again")
     config = from_dict(index["config"], str(path))
     check(config, str(path))
     configs = {"text_encoder": config.text, "vae": config.vae, "unet": config.unet, "image_encoder": config.vision}
@@ -108,6 +112,13 @@ def _tokenizer(folder: Path, name: Any, c: TextConfig) -> Tokenizer:
     return check_tokenizer(tokenizer, c, str(folder))
 
 
+def require_free(folder: str | Path) -> None:
+    """InputError if something is at `folder` already, other than an empty folder."""
+    folder = Path(folder)
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already, expected a folder to make; give another name or move it away")
+
+
 @contextlib.contextmanager
 def written_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     """A fresh folder beside `folder` that takes its place when the block ends, and is gone when the block fails.
@@ -116,8 +127,8 @@ def written_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     """
     folder = Path(os.path.abspath(folder))
     mine = replace and (folder / INDEX).is_file()
-    if os.path.lexists(folder) and not mine and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already, expected a folder to make; give another name or move it away")
+    if not mine:
+        require_free(folder)
     part, old = (folder.parent / f".{secrets.token_hex(8)}.{kind}" for kind in ("part", "old"))
     try:
         part.mkdir()

@@ -60,7 +60,8 @@ def opened(file: File) -> Checkpoint:
         for pattern, what in ALONE:
             if any(map(re.compile(pattern).match, names)):
                 raise WrongFamily(file.path, what)
-        raise WrongFamily(file.path, f"no such model: it has {len(names)} tensors, such as {', '.join(names[:3])[:120]}")
+        some = ", ".join(names[:3])[:120]
+        raise WrongFamily(file.path, f"no such model: it has {len(names)} tensors, such as {some}")
     openclip = any(name.startswith(OPENCLIP) for name in names)
     config = told(file) if CONFIG in file.metadata else by_shapes(file, openclip)
     check(config, str(file.path))

@@ -56,7 +56,7 @@ def shapes(state: nnx.State) -> dict[str, Shape]:
 
 
 class OneKey:
-    """Stands for nnx.Rngs where no number is drawn: its counters, traced, take longer with every layer, 17 s for a UNet."""
+    """Stands for nnx.Rngs where no number is drawn: tracing its counters takes longer each time, 17 s for a UNet."""
 
     def __init__(self):
         self.key = jax.random.key(0)
@@ -100,27 +100,28 @@ class Part:
 
     def problems(self) -> list[str]:
         """Everything that does not fit, in a line each, from the header alone."""
-        found, seen, sizes = [], {}, shapes(self.state)
+        seen, sizes, unknown, doubled, unlike = {}, shapes(self.state), [], [], []
         for plain, stored in self.names:
             if plain in seen:
-                found.append(f"has both {seen[plain]} and {stored}, expected one of them")
+                doubled.append(f"has both {seen[plain]} and {stored}, expected one of them")
                 continue
             seen[plain] = stored
             if plain not in self.table:
-                found.append(f"has unknown {stored} {list(self.file.shape(stored))}")
+                unknown.append(f"has unknown {stored} {list(self.file.shape(stored))}")
                 continue
             parameters = self.table[plain]
             shape, expected = self.file.shape(stored), stored_shape(plain, parameters, sizes)
             # A 1x1 convolution and a matrix hold the same numbers; every family has files with either.
             as_convolution = turned(plain, parameters[0]) and shape == (*expected, 1, 1)
             if shape != expected and not as_convolution:
-                found.append(f"{stored} has shape {list(shape)}, expected {list(expected)}")
+                unlike.append(f"{stored} has shape {list(shape)}, expected {list(expected)}")
             if not jnp.issubdtype(self.file.dtype(stored), jnp.floating):
-                found.append(f"{stored} is {self.file.dtype(stored)}, expected floating point")
-        for plain, parameters in self.table.items():
-            if plain not in seen:
-                found.append(f"lacks {self.prefix}{plain} {list(stored_shape(plain, parameters, sizes))}")
-        return [f"{self.name} {line}" for line in found]
+                unlike.append(f"{stored} is {self.file.dtype(stored)}, expected floating point")
+        missing = [
+            f"lacks {self.prefix}{plain} {list(stored_shape(plain, parameters, sizes))}"
+            for plain, parameters in self.table.items() if plain not in seen
+        ]
+        return [f"{self.name} {line}" for line in missing + unknown + doubled + unlike]
 
     def read(self, dtype: Any) -> Network:
         """The network with its weights as `dtype`; holds the result and about one tensor more."""

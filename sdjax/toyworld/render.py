@@ -43,17 +43,17 @@ from sdjax.toyworld.scene import (
 RING_STEPS, RING_TOUCH = 16, 0.004
 FLOOR_END = 4.0  # z where the floor ends and the sky begins
 SKY_DEPTH = 24.0
-LIGHT = (-3 / 7, 6 / 7, -2 / 7)  # towards the light, of length 1: from the left, above and in front
+LIGHT = (-10 / 19, 15 / 19, -6 / 19)  # towards the light, of length 1: from the left, above and in front
 _HALFWAY = (LIGHT[0], LIGHT[1] + LOOK_SIN, LIGHT[2] - LOOK_COS)  # between the light and the camera
 _LENGTH = math.sqrt(_HALFWAY[0] * _HALFWAY[0] + _HALFWAY[1] * _HALFWAY[1] + _HALFWAY[2] * _HALFWAY[2])
 GLOSS = (_HALFWAY[0] / _LENGTH, _HALFWAY[1] / _LENGTH, _HALFWAY[2] / _LENGTH)
 
 PAINT = {  # RGB of a surface in full light, 0 to 255
     "red": (225, 30, 30),
-    "green": (30, 165, 50),
+    "green": (35, 180, 60),
     "blue": (35, 75, 225),
-    "yellow": (245, 220, 30),
-    "orange": (250, 130, 15),
+    "yellow": (250, 225, 35),
+    "orange": (255, 138, 20),
     "purple": (140, 45, 185),
     "white": (255, 255, 255),
     "black": (24, 24, 26),
@@ -72,8 +72,22 @@ class Time(NamedTuple):
 
 
 TIME = {
-    "day": Time((208, 196, 176), (205, 226, 243), (140, 186, 232), (0.42, 0.43, 0.45), (0.62, 0.6, 0.57), 45.0),
-    "night": Time((92, 98, 128), (44, 50, 92), (16, 18, 48), (0.32, 0.33, 0.4), (0.46, 0.47, 0.52), 32.0),
+    "day": Time(
+        floor=(208, 196, 176),
+        sky_low=(205, 226, 243),
+        sky_high=(140, 186, 232),
+        ambient=(0.46, 0.47, 0.49),
+        direct=(0.64, 0.63, 0.6),
+        shine=40.0,
+    ),
+    "night": Time(
+        floor=(88, 94, 126),
+        sky_low=(44, 50, 92),
+        sky_high=(16, 18, 48),
+        ambient=(0.38, 0.38, 0.44),
+        direct=(0.58, 0.58, 0.6),
+        shine=32.0,
+    ),
 }
 
 Vector = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, z; a plain float where it is the same for all

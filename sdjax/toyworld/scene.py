@@ -141,7 +141,7 @@ def bounds(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, 
 
 
 def outline(solid: Solid) -> list[Point]:
-    """World points whose convex hull holds the solid as the camera sees it, and only just."""
+    """World points whose convex hull holds the solid, and little more."""
     cos, sin = cos_sin(solid.turn)
     scale = SCALE[solid.size]
     return [
@@ -176,21 +176,35 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
+_NEAR = math.sqrt(2) - 1  # tan 22.5: how far along its side an octagon has its corners
+
+
 def _octagon(radius: float) -> list[tuple[float, float]]:
     """An octagon around a circle, touching it left, right, above and below."""
-    near = radius * (math.sqrt(2) - 1)
+    near = _NEAR * radius
     return [(a * i, b * j) for a, b in ((radius, near), (near, radius)) for i in (-1, 1) for j in (-1, 1)]
 
 
-_UPRIGHT = [(x, 1.0 + y) for x, y in _octagon(1.0)]
 _CUBE = (-CUBE_HALF, CUBE_HALF)
 _HULLS: dict[str, list[Point]] = {
     "cube": [(x, CUBE_HALF + y, z) for x in _CUBE for y in _CUBE for z in _CUBE],
-    # A circle across the line of sight: its "up" leans with the camera.
-    "sphere": [(x, 1.0 + LOOK_COS * y, LOOK_SIN * y) for x, y in _octagon(1.0)],
+    # The 24 corners of a rhombicuboctahedron around the sphere.
+    "sphere": [
+        (i * x, 1.0 + j * y, k * z)
+        for x, y, z in ((1.0, _NEAR, _NEAR), (_NEAR, 1.0, _NEAR), (_NEAR, _NEAR, 1.0))
+        for i in (-1, 1)
+        for j in (-1, 1)
+        for k in (-1, 1)
+    ],
     "cone": [(0.0, CONE_HEIGHT, 0.0)] + [(x, 0.0, z) for x, z in _octagon(CONE_RADIUS)],
     "cylinder": [(x, y, z) for x, z in _octagon(CYLINDER_RADIUS) for y in (0.0, CYLINDER_HEIGHT)],
-    "ring": [(x, y, z) for x, y in _UPRIGHT for z in (-RING_MINOR / 2, RING_MINOR / 2)],
+    # Its tube is an octagon too: two octagons are wide and close together, two less wide and further apart.
+    "ring": [
+        (x, 1.0 + y, z)
+        for wide, thick in ((RING_MINOR, _NEAR * RING_MINOR), (_NEAR * RING_MINOR, RING_MINOR))
+        for x, y in _octagon(RING_MAJOR + wide)
+        for z in (-thick, thick)
+    ],
 }
 
 

@@ -1,0 +1,50 @@
+"""The comparisons against torch, diffusers and transformers: skipped without them, and a table of the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+from golden import error
+
+from sdjax.hardware import quiet_cpu
+
+quiet_cpu()
+jax.config.update("jax_disable_most_optimizations", False)  # here it is the running that takes the time
+
+LIMIT = 1e-4
+figures: list[tuple[str, float]] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    try:
+        import diffusers  # noqa: F401
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as missing:
+        why = pytest.mark.skip(reason=f"{missing}: install the group `parity`, or run `make parity`")
+        for item in items:
+            item.add_marker(why)
+    else:
+        torch.set_grad_enabled(False)
+
+
+@pytest.fixture
+def same() -> Callable[[str, Any, Any], None]:
+    """Asserts that two whole tensors agree, and that theirs is worth comparing; notes the figure for the table."""
+
+    def check(what: str, ours: Any, theirs: Any) -> None:
+        figures.append((what, error(ours, theirs)))
+        assert float(theirs.std()) > 1e-2, f"{what}: nearly constant, so that anything would agree"
+        assert figures[-1][1] < LIMIT
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if figures:
+        terminalreporter.section("max |ours - theirs| / max |theirs|, whole tensors, float32")
+        for what, figure in figures:
+            terminalreporter.write_line(f"{figure:9.1e}  {what}")

@@ -1,0 +1,116 @@
+"""The other side of the comparisons: released configurations, and random weights in the released layouts.
+
+The configurations are those of the released diffusers folders, written out here so that diffusers never has to
+guess them from a file. All weights are random: agreement is a matter of arithmetic, not of training.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from golden import FIXTURES
+from safetensors.numpy import save_file
+from transformers import CLIPTokenizer
+
+import sdjax
+
+KEYS = json.loads(gzip.decompress((FIXTURES / "released_keys.json.gz").read_bytes()))
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TEXT = {"sd1": "cond_stage_model.transformer.text_model.", "sd2": "cond_stage_model.model."}
+
+SCHEDULE = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+    steps_offset=1,
+)
+CONFIGS = {
+    "sd1": {
+        "unet": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        "text_encoder": dict(
+            hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+            hidden_act="quick_gelu",
+        ),
+        "scheduler": SCHEDULE,
+    },
+    "sd2": {
+        "unet": dict(
+            sample_size=96, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20],
+            use_linear_projection=True, upcast_attention=True,
+        ),
+        "text_encoder": dict(
+            hidden_size=1024, num_hidden_layers=23, num_attention_heads=16, intermediate_size=4096, hidden_act="gelu"
+        ),
+        "scheduler": SCHEDULE | {"prediction_type": "v_prediction"},
+    },
+}
+VAE_CONFIG = dict(
+    block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, sample_size=512,
+    down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
+    """Weights that keep activations near 1, norms around 1, and nothing at zero."""
+    if name.endswith("position_ids"):
+        return np.arange(shape[-1])[None]
+    x = np.asarray(draw.standard_normal(shape, np.float32))
+    if len(shape) > 1:
+        return x * np.float32(np.prod(shape[1:]) ** -0.5)
+    return np.float32(1.0) + np.float32(0.2) * x if name.endswith("weight") else np.float32(0.1) * x
+
+
+def write_original(path: Path, family: str, dtype: type, seed: int) -> None:
+    """One file with exactly the names and shapes of the released one."""
+    draw = np.random.default_rng(seed)
+    version = family[-1]
+    lists = {UNET: f"UNET-v{version}-SD", VAE: "VAE-v1-SD", TEXT[family]: f"CLIP-v{version}-SD"}
+    tensors = {
+        prefix + name: np.asarray(random_tensor(name, tuple(shape), draw), np.int64 if "_ids" in name else dtype)
+        for prefix, keys in lists.items() for name, shape in KEYS[keys].items()
+    }
+    save_file(tensors, path)
+
+
+def write_configs(folder: Path, family: str) -> None:
+    """The configuration files of a released diffusers folder, without weights."""
+    classes = {
+        "unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"), "tokenizer": ("transformers", "CLIPTokenizer"),
+        "scheduler": ("diffusers", "DDIMScheduler"),
+    }
+    configs = CONFIGS[family] | {"vae": VAE_CONFIG}
+    files = {"model_index.json": {"_class_name": "StableDiffusionPipeline", **classes}}
+    for part, values in configs.items():
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        files[f"{part}/{name}"] = {"_class_name": classes[part][1], **values}
+    for name, values in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+
+
+def clip_tokenizer(folder: Path, padding: str) -> CLIPTokenizer:
+    """transformers' tokenizer with the released vocabulary, in the order of openai/CLIP simple_tokenizer.py."""
+    merges = sdjax.Tokenizer.clip().merges
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [*map(chr, visible), *(chr(256 + i) for i in range(256 - len(visible)))]
+    words = [*letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77, "pad_token": padding}))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def diffusers_pipeline(path: Path, folder: Path, family: str) -> StableDiffusionPipeline:
+    """The file at `path` as diffusers loads it, in float32, with DDIM; `folder` is for what it needs beside."""
+    write_configs(folder / "configs", family)
+    return StableDiffusionPipeline.from_single_file(
+        str(path), config=str(folder / "configs"), local_files_only=True, torch_dtype=torch.float32,
+        tokenizer=clip_tokenizer(folder / "tokenizer", "<|endoftext|>" if family == "sd1" else "!"),
+        scheduler=DDIMScheduler(**CONFIGS[family]["scheduler"]), safety_checker=None, feature_extractor=None,
+    )

@@ -1,0 +1,112 @@
+"""The command line: wrong input is one line on stderr and exit code 2, and a picture repeats itself."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdjax import cli
+from sdjax.images import read_settings
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs `sdjax ARGUMENTS` in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_prepare", lambda: None)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sdjax", *arguments])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["txt2img"], "prompt: missing"),
+        (["txt2img", "a", "--size", "100x100"], "multiple of 8"),
+        (["txt2img", "a", "--size", "big"], "--size: found 'big'"),
+        (["txt2img", "a", "--steps", "0"], "steps: found 0, expected a whole number from 1 to 1000"),
+        (["txt2img", "a", "--steps", "1001"], "steps: found 1001"),
+        (["txt2img", "a", "--steps", "many"], "--steps"),
+        (["txt2img", "a", "--sampler", "magic"], "sampler: found 'magic', expected one of ddim, euler, dpmpp_2m, ddpm"),
+        (["txt2img", "a", "--eta", "2"], "eta: found 2.0"),
+        (["txt2img", "a", "--guidance", "nan"], "guidance_scale: found nan"),
+        (["txt2img", "a", "--seed", "-1"], "seed: found -1"),
+        (["txt2img", "a", "--count", "0"], "--count: found 0"),
+        (["txt2img", "a", "--model", "nowhere"], "nowhere"),
+        (["txt2img", "a", "--out", "picture.jpg"], "expected a .png file or a folder"),
+        (["txt2img", "a", "--like", "nowhere.png"], "nowhere.png"),
+        (["txt2img", "a", "b"], "unexpected extra argument"),
+        (["txt2img", "a", "--colour", "red"], "No such option"),
+        (["img2img", "a"], "--image: missing"),
+        (["img2img", "a", "--image", "nowhere.png"], "nowhere.png"),
+        (["info", "nowhere"], "nowhere"),
+        (["convert", "nowhere", "here"], "nowhere"),
+        (["download", "sd99"], "sd99"),
+        (["train", "unet"], "sdjax train tokenizer"),
+        (["train", "vae", "--steps", "0"], "steps: found 0"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["paint"], "No such command 'paint'"),
+        ([], "Missing command"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(run, tmp_path, arguments, said):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == ""
+    lines = [line for line in err.split("\n") if line and not line.startswith("drawing")]
+    assert len(lines) == 1 and lines[0].startswith("sdjax: ") and said in lines[0]
+    assert not list(tmp_path.rglob("*.png")) and not (tmp_path / "here").exists()
+
+
+def test_strength_outside_0_to_1_is_refused(run):
+    Image.new("RGB", (64, 64)).save("grey.png")
+    code, _, err = run("img2img", "a", "--image", "grey.png", "--strength", "1.5")
+    assert code == 2 and "strength: found 1.5" in err
+
+
+def test_a_picture_is_drawn_and_says_where_and_repeats_itself(run):
+    code, out, _ = run("txt2img", "kırmızı bir küp", "--steps", "2", "--seed", "5", "--count", "2", "--out", "a")
+    assert code == 0 and out.split() == ["a/0001-kırmızı-bir-küp.png", "a/0002-kırmızı-bir-küp.png"]
+    settings = read_settings("a/0002-kırmızı-bir-küp.png")
+    assert settings["prompt"] == "kırmızı bir küp" and settings["seed"] == 5 and settings["first_image"] == 1
+    code, out, _ = run("txt2img", "--like", "a/0002-kırmızı-bir-küp.png", "--out", "again.png")
+    assert code == 0
+    first, again = (np.asarray(Image.open(p), np.int32) for p in ("a/0002-kırmızı-bir-küp.png", "again.png"))
+    assert np.abs(first - again).max() <= 1  # alone and in a batch, sums may round differently
+
+
+def test_metadata_can_be_left_out(run):
+    assert run("txt2img", "", "--steps", "1", "--no-metadata", "--out", "bare.png")[0] == 0
+    assert not Image.open("bare.png").info
+
+
+def test_the_parameters_key_is_what_other_tools_read(run):
+    run("txt2img", "a red cube", "--negative", "blue", "--steps", "1", "--size", "64x72", "--out", "p.png")
+    text = Image.open("p.png").info["parameters"]
+    assert text.startswith("a red cube\nNegative prompt: blue\nSteps: 1, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 72x64")
+
+
+def test_img2img_keeps_the_size_of_its_picture_in_multiples_of_8(run):
+    Image.new("RGB", (75, 66), "red").save("in.png")
+    assert run("img2img", "a red cube", "--image", "in.png", "--steps", "2", "--strength", "0.5", "--out", "out.png")[0] == 0
+    assert Image.open("out.png").size == (72, 64)
+    assert run("img2img", "--like", "out.png", "--image", "in.png", "--out", "again.png")[0] == 0
+
+
+def test_help_names_every_command(run):
+    _, out, _ = run("--help")
+    for command in ("txt2img", "img2img", "convert", "info", "download", "train", "evaluate"):
+        assert command in out

@@ -1,0 +1,106 @@
+"""The loop that trains every part, on a network of one number, and the losses, on arrays small enough to check by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sdjax.errors import InputError
+from sdjax.training.clip import contrastive_loss
+from sdjax.training.data import pictures, step_rng
+from sdjax.training.loop import CHECKPOINT, LOG, Recipe, fit
+from sdjax.training.vae import latent_scale
+
+RECIPE = Recipe(steps=12, batch=4, learning_rate=0.1, warmup=2, save_every=4, ema=0.5)
+
+
+class Line(nnx.Module):
+    """y = a x."""
+
+    def __init__(self):
+        self.a = nnx.Param(jnp.zeros((1,)))
+
+
+def learn(folder, recipe=RECIPE, die_at=None):
+    graph, parameters = nnx.split(Line())
+
+    def batch_at(step):
+        if step == die_at:
+            raise KeyboardInterrupt
+        return {"x": step_rng(0, step).random((recipe.batch, 1)).astype(np.float32)}
+
+    def loss(parameters, _, batch, key):
+        return jnp.mean((nnx.merge(graph, parameters).a[...] * batch["x"] - 3.0 * batch["x"]) ** 2)
+
+    return np.asarray(nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="line")).a[...])
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
+    whole = learn(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "killed", die_at=10)
+    assert (tmp_path / "killed" / CHECKPOINT).exists()
+    assert np.array_equal(learn(tmp_path / "killed"), whole)
+    logs = [(tmp_path / run / LOG).read_text().splitlines()[-1] for run in ("whole", "killed")]
+    assert logs[0].split(",")[0] == logs[1].split(",")[0] == "12"
+
+
+def test_a_finished_run_is_read_and_not_trained_again(tmp_path):
+    first = learn(tmp_path)
+    assert np.array_equal(learn(tmp_path, die_at=0), first)
+
+
+def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
+    learn(tmp_path)
+    with pytest.raises(InputError, match="another recipe"):
+        learn(tmp_path, dataclasses.replace(RECIPE, learning_rate=0.2))
+
+
+def test_a_damaged_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+    learn(tmp_path)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(whole[:-3])
+    with pytest.raises(InputError, match=CHECKPOINT):
+        learn(tmp_path)
+
+
+def test_the_loss_falls(tmp_path):
+    assert abs(learn(tmp_path, dataclasses.replace(RECIPE, steps=200))[0] - 3.0) < 0.1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    graph, parameters = nnx.split(Line())
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        fit(RECIPE, parameters, lambda p, *_: jnp.sum(nnx.merge(graph, p).a[...]) * jnp.nan, lambda _: {}, tmp_path, name="bad")
+
+
+def test_the_learning_rate_rises_holds_and_falls():
+    recipe = Recipe(steps=100, batch=1, learning_rate=1.0, warmup=10, decay=0.5)
+    rates = [float(recipe.rate(jnp.array(step))) for step in (0, 4, 9, 40, 75, 100)]
+    np.testing.assert_allclose(rates, [0.1, 0.5, 1.0, 1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_contrastive_loss_is_the_log_of_the_batch_when_nothing_is_known():
+    assert np.isclose(contrastive_loss(jnp.zeros((8, 8)), jnp.array(0.0)), np.log(8))
+
+
+def test_contrastive_loss_vanishes_when_each_picture_finds_its_caption():
+    assert contrastive_loss(jnp.eye(4), jnp.log(100.0)) < 1e-6
+    assert contrastive_loss(1.0 - jnp.eye(4), jnp.log(100.0)) > 50.0
+
+
+def test_latents_are_scaled_to_unit_variance():
+    latents = np.random.default_rng(0).normal(scale=5.49, size=(20, 8, 8, 4))
+    assert np.isclose(latent_scale(latents), 0.18215, rtol=0.02)  # what Stable Diffusion's constant says of its own
+
+
+def test_pictures_are_drawn_once_and_then_mapped(tmp_path):
+    first = pictures(tmp_path, "train", 3)
+    assert first.shape == (3, 128, 128, 3) and first.dtype == np.uint8
+    before = [(p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir()]
+    assert np.array_equal(pictures(tmp_path, "train", 3), first)
+    assert [(p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir()] == before
