@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden import Golden, filled
 from safetensors.numpy import load_file, save_file
-from written import OPENAI, change_tensors, model, same
+from small_models import OPENAI, change_tensors, model, same
 
 from sdjax.checkpoint import diffusers_folder, native, original_file, tree
 from sdjax.checkpoint.export import to_diffusers, to_original
@@ -22,6 +22,8 @@ from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.tokenizer import Tokenizer
 from sdjax.unet import UNet
+
+pytest_plugins = "written"  # the fixtures
 
 BIAS = "model.diffusion_model.out.2.bias"
 

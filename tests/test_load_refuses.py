@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from written import OPENAI, change_tensors, edit
+from small_models import OPENAI, change_tensors, edit
 
 from sdjax.checkpoint import tree
 from sdjax.checkpoint.load import convert, describe, load
@@ -13,6 +13,8 @@ from sdjax.checkpoint.native import save
 from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.pipeline import StableDiffusion
+
+pytest_plugins = "written"  # the fixtures
 
 BIAS = "model.diffusion_model.out.2.bias"
 HEAD = "cond_stage_model.transformer.text_model."

@@ -1,5 +1,7 @@
 """The toy world: scenes with a caption, a picture and a depth map, made from a seed.
 
+For example:
+
     scene = scene_at(seed=0, split="train", index=7)
     picture, depth = render(scene)
     words = caption(scene, scene_rng(0, "train", 7), "tr")

@@ -57,7 +57,7 @@ Named = tuple[str, str, str]  # size, colour and shape of a solid as far as they
 
 
 def describe(scene: Scene, language: str = "en", sizes: bool = True) -> str:
-    """The canonical caption in "en" or "tr": everything but the time of day, and sizes only where asked for."""
+    """The canonical caption in "en" or "tr": all but the time of day, sizes where asked for."""
     _check(language)
     named = [(s.size if sizes else "", s.colour, s.shape) for s in scene.solids]
     if language == "en":

@@ -40,7 +40,6 @@ from sdjax.toyworld.scene import (
     screen_box,
 )
 
-RING_STEPS, RING_TOUCH = 16, 0.004
 FLOOR_END = 4.0  # z where the floor ends and the sky begins
 SKY_DEPTH = 24.0
 LIGHT = (-10 / 19, 15 / 19, -6 / 19)  # towards the light, of length 1: from the left, above and in front
@@ -95,7 +94,7 @@ Box = tuple[slice, slice]
 
 
 class Rays(NamedTuple):
-    """The camera's rays, [4, size, size] each: direction x, y, z, and floor x, z and depth where they meet it."""
+    """The camera's rays, [4, size, size] each: their directions, and where they meet the floor."""
 
     direction: Vector
     floor: Vector
@@ -128,7 +127,8 @@ def render(scene: Scene, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     for i, solid in enumerate(scene.solids):
         box = _pixels(screen_box(solid), size)
         others = scene.solids[:i] + scene.solids[i + 1 :]
-        _draw(solid, others, TIME[scene.time], tuple(d[:, *box] for d in rays.direction), colour[:, :, *box], depth[:, *box])
+        direction = tuple(d[:, *box] for d in rays.direction)
+        _draw(solid, others, TIME[scene.time], direction, colour[:, :, *box], depth[:, *box])
         changed.append(box)
     picture, far = back.picture.copy(), back.depth.copy()
     for box in changed:
@@ -182,7 +182,7 @@ def _to_bytes(colour: np.ndarray) -> np.ndarray:
 
 
 def _mean_depth(depth: np.ndarray) -> np.ndarray:
-    """[4, h, w] -> float32 [h, w]: the mean is taken of 1 / depth, which is what a depth network estimates."""
+    """[4, h, w] -> float32 [h, w]: the mean of 1 / depth, which is what a depth network estimates."""
     near = 1 / depth
     return (4 / (near[0] + near[1] + near[2] + near[3])).astype(np.float32)
 
@@ -190,7 +190,8 @@ def _mean_depth(depth: np.ndarray) -> np.ndarray:
 def _pixels(box: tuple[float, float, float, float], size: int) -> Box:
     """Rows and columns that hold a box of the picture, given from -1 to 1, and a pixel more for rounding."""
     left, top, right, bottom = (int((side + 1) * size / 2) for side in box)
-    rows, columns = slice(max(top - 1, 0), min(bottom + 2, size)), slice(max(left - 1, 0), min(right + 2, size))
+    rows = slice(max(top - 1, 0), min(bottom + 2, size))
+    columns = slice(max(left - 1, 0), min(right + 2, size))
     return rows, columns
 
 
@@ -201,12 +202,16 @@ def _shadow_outline(solid: Solid) -> list[tuple[float, float]]:
 
 
 def _draw(
-    solid: Solid, others: Sequence[Solid], time: Time, direction: Vector, colour: np.ndarray, depth: np.ndarray
+    solid: Solid,
+    others: Sequence[Solid],
+    time: Time,
+    direction: Vector,
+    colour: np.ndarray,
+    depth: np.ndarray,
 ) -> None:
-    """Casts one solid into its box of the picture: `colour` [3, 4, h, w] and `depth` [4, h, w] are changed."""
-    start, local = _to_local(solid, CAMERA), _turn(solid, direction)
-    scale = SCALE[solid.size]
-    local = tuple(d / scale for d in local)
+    """Casts one solid into its box of the picture, changing `colour` [3, 4, h, w] and `depth` [4, h, w]."""
+    start, scale = _to_local(solid, CAMERA), SCALE[solid.size]
+    local = tuple(d / scale for d in _turn(solid, direction))
     t = ENTER[solid.shape](start, local)
     seen = t < depth
     t = t[seen]
@@ -303,6 +308,10 @@ def _enter_cylinder(o: Vector, d: Vector) -> np.ndarray:
     a, b = d[0] * d[0] + d[2] * d[2], o[0] * d[0] + o[2] * d[2]
     c = o[0] * o[0] + o[2] * o[2] - CYLINDER_RADIUS * CYLINDER_RADIUS
     return _meet(_roots(a, b, c), _slab(o[1], d[1], 0.0, CYLINDER_HEIGHT))
+
+
+# To a tenth of a pixel of 128; more steps would only help the few rays that graze the ring.
+RING_STEPS, RING_TOUCH = 16, 0.004
 
 
 def _enter_ring(o: Vector, d: Vector) -> np.ndarray:

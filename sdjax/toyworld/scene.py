@@ -40,7 +40,7 @@ FOOTPRINT = {"cube": math.sqrt(2) * CUBE_HALF, "sphere": 1.0, "cone": 0.95, "cyl
 # the one in front of it. It stands far off with a long lens, so that size in the picture means size.
 LOOK_SIN, LOOK_COS = 3 / 5, 4 / 5
 DISTANCE = 14.0
-FOCAL = 5.1  # in half picture widths: at the target one world unit is FOCAL / DISTANCE * 64 = 23 pixels of 128
+FOCAL = 5.1  # in half picture widths: at the target one world unit is 5.1 / 14 * 64 = 23 pixels of 128
 TARGET = (0.0, 0.95, 0.2)
 CAMERA = (0.0, TARGET[1] + DISTANCE * LOOK_SIN, TARGET[2] - DISTANCE * LOOK_COS)
 
@@ -83,9 +83,7 @@ def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SPLITS.index(split), index])))
 
 
-def scene_at(
-    seed: int, split: str, index: int, count: int | None = None, held_out: bool = False
-) -> Scene:
+def scene_at(seed: int, split: str, index: int, count: int | None = None, held_out: bool = False) -> Scene:
     """Scene `index` of a split, the same on every machine; `count` and `held_out` as in `sample_scene`."""
     return sample_scene(scene_rng(seed, split, index), count, held_out)
 
@@ -123,7 +121,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def screen_box(solid: Solid) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a solid in the picture, which spans -1 to 1 both ways, down being positive."""
+    """Left, top, right, bottom of a solid in the picture, which spans -1 to 1 across and down."""
     return bounds([project(p) for p in outline(solid)])
 
 
@@ -218,7 +216,7 @@ def _is_held_out(first: Sequence[str], relation: str, second: Sequence[str]) -> 
 
 
 def _scramble(number: int) -> int:
-    """A fixed hash of an integer (splitmix64, Steele et al. 2014); Python's own leaves integers as they are."""
+    """A fixed hash of an integer (splitmix64, Steele et al. 2014); Python's own leaves it as it is."""
     mask = 2**64 - 1
     number = (number + 1) * 0x9E3779B97F4A7C15 & mask
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & mask

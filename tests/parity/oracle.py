@@ -27,9 +27,14 @@ SCHEDULE = dict(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
     steps_offset=1,
 )
+UNET_CONFIG = dict(
+    in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280, 1280], layers_per_block=2,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+)
 CONFIGS = {
     "sd1": {
-        "unet": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        "unet": UNET_CONFIG | dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
         "text_encoder": dict(
             hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
             hidden_act="quick_gelu",
@@ -37,7 +42,7 @@ CONFIGS = {
         "scheduler": SCHEDULE,
     },
     "sd2": {
-        "unet": dict(
+        "unet": UNET_CONFIG | dict(
             sample_size=96, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20],
             use_linear_projection=True, upcast_attention=True,
         ),
