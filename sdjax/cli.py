@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +24,12 @@ app.add_typer(train, name="train")
 
 OUT = Path("outputs")
 DEFAULTS: dict[str, Any] = {
-    "negative_prompt": "", "steps": 50, "guidance_scale": 7.5, "seed": 0, "first_image": 0, "height": None, "width": None,
-    "sampler": "ddim", "eta": 0.0,
+    "negative_prompt": "", "steps": 50, "guidance_scale": 7.5, "seed": 0, "first_image": 0, "height": None,
+    "width": None, "sampler": "ddim", "eta": 0.0,
 }
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """The dtype of the weights, and so of the arithmetic."""
 
     float32 = "float32"
@@ -37,17 +37,19 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-Model = Annotated[Path | None, typer.Option(help="Weights: a folder or a .safetensors file. Default: the small model that ships.")]
+Model = Annotated[
+    Path | None, typer.Option(help="Weights: a folder or a .safetensors file. Default: the small model that ships.")
+]
 Negative = Annotated[str | None, typer.Option(help="What the picture should not show.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000. Default 50.")]
-Guidance = Annotated[float | None, typer.Option(help="How far to go towards the prompt; 1 is no guidance. Default 7.5.")]
+Guidance = Annotated[float | None, typer.Option(help="How far to go towards the prompt; 1: no guidance. Default 7.5.")]
 Seed = Annotated[int | None, typer.Option(help="Where the noise comes from, 0 to 2^32 - 1. Default 0.")]
 First = Annotated[int | None, typer.Option(help="The number of the first picture of the seed. Default 0.")]
 Count = Annotated[int, typer.Option(help="How many pictures; each has its own noise.")]
 SamplerName = Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m or ddpm. Default ddim.")]
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in DDIM, 0 to 1. Default 0.")]
 Out = Annotated[Path, typer.Option(help="A .png file, or a folder in which pictures are numbered.")]
-Like = Annotated[Path | None, typer.Option(help="Repeat a picture that sdjax wrote; other options change its settings.")]
+Like = Annotated[Path | None, typer.Option(help="Repeat a picture that sdjax wrote; other options change it.")]
 Precision = Annotated[Dtype, typer.Option(help="The dtype of the arithmetic.")]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Leave prompt and settings out of the files.")]
 
@@ -57,15 +59,17 @@ def txt2img(
     prompt: Annotated[str | None, typer.Argument(help="What to draw; - reads it from standard input.")] = None,
     model: Model = None, negative: Negative = None, steps: Steps = None, guidance: Guidance = None, seed: Seed = None,
     first: First = None, count: Count = 1,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, multiples of 8. Default: the model's own.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH in pixels, multiples of 8. Default: the model's own.")
+    ] = None,
     sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
     no_metadata: NoMetadata = False,
 ) -> None:
     """Draw pictures of a prompt."""
     height, width = _size(size)
     settings = _settings(
-        "txt2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance, seed=seed,
-        first_image=first, height=height, width=width, sampler=sampler, eta=eta,
+        "txt2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
+        seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta,
     )
     _draw(settings, model, dtype, count, out, no_metadata)
 
@@ -77,8 +81,10 @@ def img2img(
     strength: Annotated[float | None, typer.Option(help="How much to change, 0 to 1. Default 0.7.")] = None,
     model: Model = None, negative: Negative = None, steps: Steps = None, guidance: Guidance = None, seed: Seed = None,
     first: First = None, count: Count = 1,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH to which the picture is cropped and resized. Default: its own, "
-                                             "rounded down to multiples of 8.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH to crop and resize the picture to. Default: its own, cut to multiples of 8."),
+    ] = None,
     sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
     no_metadata: NoMetadata = False,
 ) -> None:
@@ -87,8 +93,8 @@ def img2img(
         raise InputError("--image: missing, expected a PNG, JPEG or WebP file to start from")
     height, width = _size(size)
     settings = _settings(
-        "img2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance, seed=seed,
-        first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
+        "img2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
+        seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
     )
     _draw(settings, model, dtype, count, out, no_metadata, image)
 
@@ -111,7 +117,14 @@ def info(path: Annotated[Path, typer.Argument(help="Weights: a folder or a .safe
     """Say what weights are: layout, family, prediction type, parameters, and what does not fit."""
     from sdjax.checkpoint.load import describe
 
-    print(describe(path))
+    found = describe(path)
+    for name in ("layout", "family", "prediction"):
+        print(f"{name:<12} {getattr(found, name) or '-'}")
+    print(f"{'stored as':<12} {', '.join(found.dtypes) or '-'}")
+    for part, size in found.parameters.items():
+        print(f"{part:<12} {size:,} parameters")
+    for problem in found.problems:
+        print(f"does not fit: {problem}")
 
 
 @app.command()
@@ -127,7 +140,9 @@ def download(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(help="Weights of the toy world. Default: the small model that ships.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="Weights of the toy world. Default: the small model that ships.")
+    ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts a figure.")] = 500,
     steps: Annotated[int, typer.Option(help="DDIM steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
@@ -234,7 +249,8 @@ def _settings(command: str, like: Path | None, **given: Any) -> dict[str, Any]:
 
         stored = read_settings(like)
         if stored.get("command") != command:
-            raise InputError(f"{like}: was made by {stored.get('command')!r}; repeat it with `sdjax {stored.get('command')}`")
+            made_by = stored.get("command")
+            raise InputError(f"{like}: was made by {made_by!r}; repeat it with `sdjax {made_by}`")
         unknown = set(stored) - set(settings) - {"prompt", "command", "model", "version", "dtype"}
         if unknown:
             raise InputError(f"{like}: has settings that this version does not know: {', '.join(sorted(unknown))}")
@@ -259,7 +275,9 @@ def _draw(
 
     sd = sdjax.load(model or default_model(), dtype=dtype.value)
     if settings.get("model") not in (None, sd.config.name):
-        raise InputError(f"--like: the picture was made with {settings['model']!r}, these weights are {sd.config.name!r}; give --model")
+        raise InputError(
+            f"--like: made with {settings['model']!r}, but these weights are {sd.config.name!r}; give its --model"
+        )
     options = {n: settings[n] for n in DEFAULTS} | {"num_images": count}
     if image is None:
         steps = sd.txt2img_steps(settings["prompt"], **options)

@@ -150,7 +150,7 @@ class StableDiffusion:
         Raises InputError where the weights have no image encoder.
         """
         if self.image_encoder is None:
-            raise InputError(f"{self.config.name}: these weights have no image encoder; load a CLIP with sdjax.load_clip")
+            raise InputError(f"{self.config.name}: these weights have no image encoder; load one with sdjax.load_clip")
         return compare(self.text_encoder, self.image_encoder, self.tokenizer, pictures, texts)
 
     def to_pictures(self, latents: Array) -> Pictures:
@@ -202,7 +202,7 @@ class StableDiffusion:
         # LDM draws from the posterior (scripts/img2img.py get_first_stage_encoding); each image has its own draw.
         draw = samplers.noise(keys, samplers.POSTERIOR, posterior.mean.shape[1:])
         latent = self.config.vae.scale * (posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draw)
-        # diffusers pipeline_stable_diffusion_img2img.py get_timesteps: the first (1 - strength) of the steps are left out.
+        # The first (1 - strength) of the steps: diffusers pipeline_stable_diffusion_img2img.py get_timesteps.
         table: Plan = job.pop("table")
         left_out = len(table.t) - min(int(len(table.t) * strength), len(table.t))
         table = Plan(*(column[left_out:] for column in table))
@@ -222,14 +222,14 @@ class StableDiffusion:
         most = self.config.diffusion.train_steps
         for name, good, found, expected in (
             ("prompt", len(prompts) > 0, prompts, "at least one"),
-            ("negative_prompt", len(negatives) == len(prompts), f"{len(negatives)}", f"one, or one a prompt ({len(prompts)})"),
+            ("negative_prompt", len(negatives) == len(prompts), len(negatives), f"one, or {len(prompts)}"),
             ("steps", _is_int(steps) and 1 <= steps <= most, steps, f"a whole number from 1 to {most}"),
             ("guidance_scale", np.isfinite(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
             ("seed", _is_int(seed) and 0 <= seed < 2**32, seed, "a whole number from 0 to 2^32 - 1"),
             ("num_images", _is_int(num_images) and num_images >= 1, num_images, "a whole number from 1"),
             ("first_image", _is_int(first_image) and 0 <= first_image < 2**31, first_image, "a whole number from 0"),
             ("sampler", sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
-            ("eta", 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta, "0 to 1, and 0 where the sampler is not ddim"),
+            ("eta", 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta, "0 to 1, and 0 but for ddim"),
         ):
             if not good:
                 raise InputError(f"{name}: found {found}, expected {expected}")
@@ -302,7 +302,8 @@ def as_pictures(pictures: Any, name: str) -> Pictures:
         return array.astype(np.float32) / 127.5 - 1.0
     array = array.astype(np.float32)
     if not (np.isfinite(array).all() and np.abs(array).max() <= 1.0 + 1e-3):
-        raise InputError(f"{name}: found values from {array.min():g} to {array.max():g}, expected uint8, or floats in [-1, 1]")
+        found = f"values from {array.min():g} to {array.max():g}"
+        raise InputError(f"{name}: found {found}, expected uint8, or floats in [-1, 1]")
     return array
 
 

@@ -119,7 +119,7 @@ def dpmpp_2m(x: Array, x0: Array, eps: Array, x0_last: Array, s: Plan, eta: Arra
     -inf and the correction vanishes by itself; the step to a clean picture has lambda_next inf and is of
     first order, as diffusers does.
     """
-    half_log_snr = lambda a: 0.5 * (jnp.log(a) - jnp.log1p(-a))  # noqa: E731
+    half_log_snr = lambda a: 0.5 * (jnp.log(a) - jnp.log1p(-a))
     now, following, last = half_log_snr(s.a), half_log_snr(s.a_next), half_log_snr(s.a_last)
     slope = jnp.where(jnp.isinf(following), 0.0, 0.5 * (following - now) / (now - last))
     estimate = x0 + slope * (x0 - x0_last)
@@ -157,7 +157,7 @@ POSTERIOR = 2**20  # the number of the draw from the VAE's posterior in image to
 
 def noise(keys: Array, number: int | Array, shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
     """Standard normal noise for each image's key; `number` 0 starts a picture, step k adds number k + 1."""
-    draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)  # noqa: E731
+    draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)
     return jax.vmap(draw)(keys)
 
 
@@ -173,7 +173,7 @@ def advance(
     unconditional, conditional, maps = predict(x, t)
     x0, eps = split_prediction(guide(unconditional, conditional, guidance), x, s.a, kind)
     x_next = sampler(x, x0, eps, x0_last, s, eta, noise(keys, s.index + 1, x.shape[1:]))
-    of = lambda prediction: split_prediction(prediction, x, s.a, kind)[1]  # noqa: E731
+    of = lambda prediction: split_prediction(prediction, x, s.a, kind)[1]
     return Step(x_next, x0, of(unconditional), of(conditional), maps)
 
 

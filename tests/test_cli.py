@@ -96,12 +96,14 @@ def test_metadata_can_be_left_out(run):
 def test_the_parameters_key_is_what_other_tools_read(run):
     run("txt2img", "a red cube", "--negative", "blue", "--steps", "1", "--size", "64x72", "--out", "p.png")
     text = Image.open("p.png").info["parameters"]
-    assert text.startswith("a red cube\nNegative prompt: blue\nSteps: 1, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 72x64")
+    assert text.startswith("a red cube\nNegative prompt: blue\n")
+    assert "Steps: 1, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 72x64" in text
 
 
 def test_img2img_keeps_the_size_of_its_picture_in_multiples_of_8(run):
     Image.new("RGB", (75, 66), "red").save("in.png")
-    assert run("img2img", "a red cube", "--image", "in.png", "--steps", "2", "--strength", "0.5", "--out", "out.png")[0] == 0
+    drawn = run("img2img", "a red cube", "--image", "in.png", "--steps", "2", "--strength", "0.5", "--out", "out.png")
+    assert drawn[0] == 0
     assert Image.open("out.png").size == (72, 64)
     assert run("img2img", "--like", "out.png", "--image", "in.png", "--out", "again.png")[0] == 0
 

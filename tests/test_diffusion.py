@@ -213,7 +213,7 @@ def test_every_solver_reaches_the_picture_that_a_perfect_network_sees(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_loop_in_one_program_and_the_loop_by_steps_go_the_same_way(name):
-    predict = lambda x, t: (0.1 * x, 0.5 * x + 0.001 * t[:, None, None, None], None)  # noqa: E731
+    predict = lambda x, t: (0.1 * x, 0.5 * x + 0.001 * t[:, None, None, None], None)
     keys, table = samplers.image_keys(0, 0, 2), SAMPLERS[name].plan(SD, 4)
     rest = (jnp.float32(2.0), jnp.float32(1.0 if name == "ddim" else 0.0), keys)
     advance = jax.jit(lambda x, x0, s: samplers.advance(predict, SAMPLERS[name].step, "eps", x, x0, s, *rest))
@@ -261,7 +261,7 @@ def test_picture_2_of_a_seed_has_the_same_noise_alone_and_among_4():
 
 
 def test_pictures_seeds_and_steps_all_have_noise_of_their_own():
-    draw = lambda seed, image, number: samplers.noise(samplers.image_keys(seed, image, 1), number, (8, 8, 4))  # noqa: E731
+    draw = lambda seed, image, number: samplers.noise(samplers.image_keys(seed, image, 1), number, (8, 8, 4))
     noises = [draw(0, 0, 0), draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1), draw(0, 0, samplers.POSTERIOR)]
     for i, a in enumerate(noises):
         assert abs(a.mean()) < 0.3 and abs(a.std() - 1) < 0.2

@@ -69,7 +69,8 @@ def test_the_loop_in_one_program_and_the_loop_by_steps_draw_the_same_picture(sd,
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"prompt": "a blue cube"}, {"negative_prompt": "red"}, {"guidance_scale": 3.0}, {"eta": 1.0}],
+    "change",
+    [{"seed": 1}, {"prompt": "a blue cube"}, {"negative_prompt": "red"}, {"guidance_scale": 3.0}, {"eta": 1.0}],
     ids=lambda change: next(iter(change)),
 )
 def test_each_setting_changes_the_picture(sd, change):
@@ -251,7 +252,8 @@ def test_weights_without_an_image_encoder_say_so_when_asked_for_similarity(sd, i
 @pytest.mark.parametrize(("part", "stage"), [("unet", "the UNet"), ("vae", "the VAE")])
 def test_broken_weights_are_an_error_that_names_the_stage_and_never_a_picture(sd, part, stage):
     network = getattr(sd, part)
-    broken = type(network)(network.graph, jax.tree.map(lambda w: jnp.full_like(w, jnp.nan), network.state), network.config)
+    nothing = jax.tree.map(lambda w: jnp.full_like(w, jnp.nan), network.state)
+    broken = type(network)(network.graph, nothing, network.config)
     parts = {"text_encoder": sd.text_encoder, "vae": sd.vae, "unet": sd.unet, part: broken}
     with pytest.raises(FloatingPointError, match=f"{stage} gave values that are not finite"):
         StableDiffusion(sd.config, sd.tokenizer, **parts).txt2img("a red cube", steps=3)

@@ -1,4 +1,4 @@
-"""The loop that trains every part, on a network of one number, and the losses, on arrays small enough to check by hand."""
+"""The loop that trains every part, on a network of one number, and the losses, on arrays checked by hand."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_the_loss_falls(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     graph, parameters = nnx.split(Line())
     with pytest.raises(FloatingPointError, match="loss is nan"):
-        fit(RECIPE, parameters, lambda p, *_: jnp.sum(nnx.merge(graph, p).a[...]) * jnp.nan, lambda _: {}, tmp_path, name="bad")
+        fit(RECIPE, parameters, lambda p, *_: jnp.sum(nnx.merge(graph, p).a[...]) * jnp.nan, lambda _: {}, tmp_path,
+            name="bad")
 
 
 def test_the_learning_rate_rises_holds_and_falls():

@@ -144,6 +144,6 @@ def test_going_up_a_block_takes_the_skips_in_the_reverse_of_the_order_they_were_
 
 
 def test_sd1_has_8_heads_everywhere_and_sd2_heads_64_wide():
-    heads = lambda config: [row.heads for row in rows(config.unet)]  # noqa: E731
+    heads = lambda config: [row.heads for row in rows(config.unet)]
     assert heads(sd1()) == [8, 8, 8, None, 8, None, 8, 8, 8]
     assert heads(sd2()) == [5, 10, 20, None, 20, None, 20, 10, 5]

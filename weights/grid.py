@@ -10,8 +10,9 @@ from sdjax import hardware
 from sdjax.images import grid
 
 PROMPTS = [
-    "a red cube", "a large blue sphere", "a small green cone", "a yellow cylinder", "an orange ring", "a purple sphere at night",
-    "büyük kırmızı bir küp", "küçük mavi bir küre", "a red cube left of a blue sphere", "a green cone right of a yellow cube",
+    "a red cube", "a large blue sphere", "a small green cone", "a yellow cylinder",
+    "an orange ring", "a purple sphere at night", "büyük kırmızı bir küp", "küçük mavi bir küre",
+    "a red cube left of a blue sphere", "a green cone right of a yellow cube",
     "a white sphere in front of a black cylinder", "mor bir halkanın solunda sarı bir koni",
 ]
 

@@ -146,7 +146,7 @@ def _restore(path: Path, recipe: Recipe, tree: Any) -> tuple[int, Any]:
         return 0, tree
     file = SafetensorsFile(path)
     if file.metadata.get("recipe") != json.dumps(dataclasses.asdict(recipe)):
-        raise InputError(f"{path}: holds a run of another recipe; go on with the same options or give another --run folder")
+        raise InputError(f"{path}: holds a run of another recipe; give the same options, or another --run folder")
     leaves, structure = jax.tree.flatten(tree)
     if [file.shape(n) for n in map(str, range(len(leaves)))] != [x.shape for x in leaves]:
         raise InputError(f"{path}: holds a run of another network; give another --run folder")

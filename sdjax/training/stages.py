@@ -84,8 +84,8 @@ def train_clip(run: Path, recipe: Recipe = clip.RECIPE, scenes: int = SCENES) ->
 def train_unet(run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES) -> None:
     """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model."""
     tokenizer, config = _tokenizer(run)
-    text, image = (_read(run / f"{name}.safetensors", lambda: kind(part, rngs=nnx.Rngs(0)), "clip") for name, kind, part in
-                   (("text_encoder", TextEncoder, config.text), ("image_encoder", ImageEncoder, config.vision)))
+    text = _read(run / "text_encoder.safetensors", lambda: TextEncoder(config.text, rngs=nnx.Rngs(0)), "clip")
+    image = _read(run / "image_encoder.safetensors", lambda: ImageEncoder(config.vision, rngs=nnx.Rngs(0)), "clip")
     coder = _read(run / "vae.safetensors", lambda: VAE(config.vae, rngs=nnx.Rngs(0)), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
