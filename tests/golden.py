@@ -13,7 +13,6 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from sdjax.checkpoint import tree
-from sdjax.checkpoint.parts import OneKey
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -33,7 +32,7 @@ def filled(kind: type[nnx.Module], config: Any, weights: Mapping[str, np.ndarray
     A kernel is OIHW or (out, in) there, HWIO or (in, out) here; a 1x1 convolution may be a matrix here.
     """
     weights = {k.removeprefix("text_model.").removeprefix("vision_model."): v for k, v in weights.items()}
-    graph, state = tree.abstract(lambda: kind(config, rngs=OneKey()))
+    graph, state = tree.abstract(lambda rngs: kind(config, rngs=rngs))
     arrays = {}
     for path, leaf in nnx.to_flat_state(state):
         *layers, role = map(str, path)
@@ -55,7 +54,7 @@ def randomised(kind: type[nnx.Module], config: Any, seed: int = 0) -> nnx.Module
         offset = 1.0 if path[-1] == "scale" else 0.0
         return leaf.replace(jnp.asarray(offset + draw(leaf.shape) * inputs**-0.5, jnp.float32))
 
-    graph, state = tree.abstract(lambda: kind(config, rngs=OneKey()))
+    graph, state = tree.abstract(lambda rngs: kind(config, rngs=rngs))
     return nnx.merge(graph, nnx.from_flat_state([(p, parameter(p, v)) for p, v in nnx.to_flat_state(state)]))
 
 

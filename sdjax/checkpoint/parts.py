@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -55,20 +54,9 @@ def shapes(state: nnx.State) -> dict[str, Shape]:
     return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
 
-class OneKey:
-    """Stands for nnx.Rngs where no number is drawn: tracing its counters takes longer each time, 17 s for a UNet."""
-
-    def __init__(self):
-        self.key = jax.random.key(0)
-
-    def params(self) -> jax.Array:
-        return self.key
-
-
 @functools.lru_cache(maxsize=8)
 def _abstract(name: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    rngs = OneKey()
-    return tree.abstract(lambda: KINDS[name][0](config, rngs=rngs))
+    return tree.abstract(lambda rngs: KINDS[name][0](config, rngs=rngs))
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,9 @@ def train_clip(run: Path, recipe: Recipe = clip.RECIPE, scenes: int = SCENES) ->
 def train_unet(run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES) -> None:
     """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model."""
     tokenizer, config = _tokenizer(run)
-    text = _read(run / "text_encoder.safetensors", lambda: TextEncoder(config.text, rngs=nnx.Rngs(0)), "clip")
-    image = _read(run / "image_encoder.safetensors", lambda: ImageEncoder(config.vision, rngs=nnx.Rngs(0)), "clip")
-    coder = _read(run / "vae.safetensors", lambda: VAE(config.vae, rngs=nnx.Rngs(0)), "vae")
+    text = _read(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
+    image = _read(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
+    coder = _read(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     latents = _latents(run, coder, scenes)
@@ -135,7 +135,7 @@ def _write(path: Path, module: nnx.Module, metadata: dict[str, str] | None = Non
     write_safetensors(path, tree.flatten(nnx.state(module)), metadata or {})
 
 
-def _read(path: Path, build: Callable[[], Any], stage: str) -> Any:
+def _read(path: Path, build: Callable[[Any], Any], stage: str) -> Any:
     if not path.exists():
         raise InputError(f"{path}: not there yet; run `sdjax train {stage}` first")
     graph, state = tree.abstract(build)

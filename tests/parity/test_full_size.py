@@ -54,7 +54,7 @@ def both(request, tmp_path_factory):
         )
     finally:
         shutil.rmtree(folder)
-        theirs = ours = None
+        theirs = ours = None  # two families at once would not fit
         jax.clear_caches()
         gc.collect()
 
@@ -79,7 +79,7 @@ def test_both_layouts_give_the_same_weights_bit_for_bit(both):
 
 
 def test_text_encoder(both, same):
-    ids = both.ours.tokenizer([PROMPT, "", "red " * 100])
+    ids = both.ours.tokenizer([PROMPT, "", "red " * 75])
     theirs = both.theirs.text_encoder(torch.from_numpy(ids).long()).last_hidden_state
     same(f"{both.family} text encoder, 3 prompts", both.ours.text_encoder(ids), theirs.numpy())
 
@@ -105,6 +105,7 @@ def test_unet(both, same, height, width, t):
     same(f"{both.family} UNet, latents {height}x{width}, t = {t[0]}", ours, last(theirs))
 
 
+@pytest.mark.parametrize("both", ["sd1"], indirect=True)
 def test_twenty_steps_of_ddim_with_guidance(both, same):
     """From prompt to picture on both sides: tokens, text encoder, loop, decoder; every step's latents compared."""
     noise = np.asarray(samplers.noise(samplers.image_keys(0, 0, 1), 0, (16, 16, 4)))

@@ -1,0 +1,54 @@
+"""CLIP ViT-L/14, the text tower of SD 1.x and its picture tower, random weights, against transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sdjax
+
+torch = pytest.importorskip("torch", reason="install the group `parity`, or run `make parity`")
+oracle = pytest.importorskip("oracle", reason="install the group `parity`, or run `make parity`")
+transformers = pytest.importorskip("transformers")
+
+SHARED = dict(hidden_act="quick_gelu", projection_dim=768)
+CONFIG = dict(
+    projection_dim=768,
+    text_config=SHARED | dict(
+        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, eos_token_id=49407
+    ),
+    vision_config=SHARED | dict(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, image_size=224,
+        patch_size=14,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    theirs = transformers.CLIPModel(transformers.CLIPConfig(**CONFIG)).eval()
+    draw = np.random.default_rng(11)
+    for name, parameter in theirs.named_parameters():
+        if parameter.ndim:
+            parameter.copy_(torch.from_numpy(oracle.random_tensor(name, tuple(parameter.shape), draw)))
+    theirs.save_pretrained(folder)
+    return theirs, sdjax.load_clip(folder)
+
+
+def test_towers_and_the_cosines_between_them(both, same):
+    theirs, ours = both
+    pictures = np.tanh(np.random.default_rng(1).standard_normal((2, 224, 224, 3), np.float32))
+    ids = ours.tokenizer(["a photograph of an astronaut riding a horse", "a cat", ""])
+    # The numbers of clip-vit-large-patch14's preprocessor_config.json.
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    pixels = np.moveaxis(((pictures + 1) / 2 - mean) / std, -1, 1).astype(np.float32)
+    answer = theirs(input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(pixels))
+
+    text = theirs.text_projection(answer.text_model_output.pooler_output)
+    picture = theirs.visual_projection(answer.vision_model_output.pooler_output)
+    same("ViT-L/14 text tower and projection", ours.text_encoder.embed(ids), text.numpy())
+    same("ViT-L/14 picture tower and projection", ours.image_encoder(pictures), picture.numpy())
+    cosines = (answer.logits_per_image / theirs.logit_scale.exp()).numpy()
+    found = ours.similarity(pictures, ["a photograph of an astronaut riding a horse", "a cat", ""])
+    same("ViT-L/14 cosines of 2 pictures and 3 texts", found, cosines)
