@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -56,13 +55,6 @@ def randomised(kind: type[nnx.Module], config: Any, seed: int = 0) -> nnx.Module
 
     graph, state = tree.abstract(lambda rngs: kind(config, rngs=rngs))
     return nnx.merge(graph, nnx.from_flat_state([(p, parameter(p, v)) for p, v in nnx.to_flat_state(state)]))
-
-
-def compiled(module: nnx.Module, *args: Any) -> Any:
-    """What the network answers, compiled without optimisation: for a network that is asked only once."""
-    graph, state = nnx.split(module)
-    call = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args))
-    return call.lower(state, *args).compile({"xla_backend_optimization_level": 0})(state, *args)
 
 
 def error(ours: Any, theirs: Any) -> float:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden import Golden, compiled, error, filled
+from golden import Golden, error, filled
 
 from sdjax import unet
 from sdjax.config import UNetConfig, sd1, sd2
+from sdjax.hardware import Network
 from sdjax.layers import ResBlock, Upsample, conv3x3, group_norm
 from sdjax.unet import UNet, rows, timestep_embedding
 
@@ -29,8 +30,9 @@ X4 = UNetConfig(
 )
 
 
-def network(config, golden):
-    return filled(UNet, config, golden.weights)
+def answer(config, golden):
+    inputs = [golden[f"in.{name}"] for name in ("latents", "timesteps", "text", "classes") if f"in.{name}" in golden]
+    return Network.of(filled(UNet, config, golden.weights))(*inputs)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,7 @@ def golden():
 
 def mistake(golden):
     """How far the answer is from diffusers' after a constant was changed, in parts of the largest value."""
-    answer = network(SD1, golden)(golden["in.latents"], golden["in.timesteps"], golden["in.text"])
-    return error(answer, golden["out.prediction"])
+    return error(answer(SD1, golden), golden["out.prediction"])
 
 
 # The whole network
@@ -53,15 +54,13 @@ def test_sd1_gives_the_prediction_of_diffusers(golden):
 
 def test_sd2_with_its_own_heads_a_level_matches_at_an_odd_size():
     golden = Golden("unet-sd2")
-    answer = compiled(network(SD2, golden), golden["in.latents"], golden["in.timesteps"], golden["in.text"])
-    assert answer.shape == (2, 7, 5, 4)
-    assert error(answer, golden["out.prediction"]) < TOLERANCE
+    assert golden["in.latents"].shape == (2, 7, 5, 4)
+    assert error(answer(SD2, golden), golden["out.prediction"]) < TOLERANCE
 
 
 def test_the_upscalers_classes_and_cross_attention_only_match():
     golden = Golden("unet-x4")
-    inputs = [golden[f"in.{name}"] for name in ("latents", "timesteps", "text", "classes")]
-    assert error(compiled(network(X4, golden), *inputs), golden["out.prediction"]) < TOLERANCE
+    assert error(answer(X4, golden), golden["out.prediction"]) < TOLERANCE
 
 
 # The classic mistakes. Each ran in a published port for years, because pictures look almost right.

@@ -22,7 +22,7 @@ from sdjax.training.loop import Recipe, fit
 from sdjax.unet import UNet
 from sdjax.vae import VAE, Posterior
 
-RECIPE = Recipe(steps=7000, batch=16, learning_rate=7e-4, warmup=200, ema=0.998)
+RECIPE = Recipe(steps=4900, batch=16, learning_rate=7e-4, warmup=200, ema=0.998)
 # Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
 DROP = 0.1
 
