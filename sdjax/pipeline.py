@@ -234,16 +234,13 @@ class StableDiffusion:
             if not good:
                 raise InputError(f"{name}: found {found}, expected {expected}")
         guided = guidance_scale != 1.0
-        texts = [self._encode(np.repeat(self.tokenizer(t), num_images, axis=0)) for t in
+        texts = [self.text_encoder(np.repeat(self.tokenizer(t), num_images, axis=0)) for t in
                  ([negatives, prompts] if guided else [prompts])]
         job = {
             "sampler": sampler, "table": SAMPLERS[sampler].plan(self.config.diffusion, steps), "guided": guided,
             "texts": jnp.concatenate(texts), "guidance": jnp.float32(guidance_scale), "eta": jnp.float32(eta),
         }
         return job, samplers.image_keys(seed, first_image, len(prompts) * num_images)
-
-    def _encode(self, ids: np.ndarray) -> Array:
-        return self.text_encoder(ids)
 
     def _side(self, name: str, value: int | None) -> int:
         """A picture's side in latents; None is the model's own size."""

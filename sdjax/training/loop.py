@@ -102,7 +102,8 @@ def fit(
             *tree, value = update(step, *tree, frozen, batch)
             losses.append(value)
             bar.update()
-            if len(losses) == 20 or step + 1 == recipe.steps:
+            saving = (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps
+            if saving or len(losses) == 20:
                 mean = float(np.mean([float(v) for v in losses]))
                 if not np.isfinite(mean):
                     raise FloatingPointError(f"{name}: the loss is {mean} at step {step + 1}; lower the learning rate")
@@ -110,7 +111,7 @@ def fit(
                     log.write(f"{step + 1},{mean:.6g}\n")
                 bar.set_postfix(loss=f"{mean:.4f}")
                 losses = []
-            if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            if saving:
                 _save(folder / CHECKPOINT, recipe, step + 1, tuple(tree))
                 if watch:
                     watch(step + 1, tree[1])
