@@ -247,3 +247,7 @@ def test_info_lists_everything_that_does_not_fit(original):
 def test_info_names_a_model_that_is_not_loaded(original):
     info = describe(original(lambda t: t.update({"conditioner.embedders.0.x": np.ones(1)})))
     assert info.family == "Stable Diffusion XL" and "looks like Stable Diffusion XL" in info.problems[0]
+
+
+def test_a_folder_without_a_tokenizer_pads_as_the_width_of_its_family_tells(tmp_path):
+    assert diffusers_folder.padding(tmp_path, 768) == "eos" and diffusers_folder.padding(tmp_path, 1024) == "zero"

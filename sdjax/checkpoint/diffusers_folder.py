@@ -198,7 +198,7 @@ def opened(folder: Path) -> Checkpoint:
     files: dict[str, File] = {name: weights(folder / name, STEMS[name]) for name in ("text_encoder", "vae", "unet")}
     projects = "text_projection.weight" in files["text_encoder"].names()
     projection = text_fields.take("projection_dim", int) if projects else None
-    text = text_config(text_fields, projection, padding(folder / "tokenizer"))
+    text = text_config(text_fields, projection, padding(folder / "tokenizer", text_fields.values.get("hidden_size")))
 
     vision = None
     path = folder / "image_encoder" / "config.json"
@@ -231,8 +231,11 @@ def named(config: ModelConfig) -> ModelConfig:
     return config
 
 
-def padding(folder: Path) -> str:
-    """How a tokenizer/ folder pads: SD 2.x with "!", which is id 0. Its tokenizer_config.json can say otherwise."""
+def padding(folder: Path, width: Any) -> str:
+    """How a tokenizer/ folder pads: SD 2.x with "!", which is id 0. Its tokenizer_config.json can say otherwise.
+
+    Where the files are not there, the width of the text tower tells: 1024 is SD 2.x.
+    """
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
         if path.is_file() and (token := read_json(path).get("pad_token")) is not None:
@@ -240,7 +243,7 @@ def padding(folder: Path) -> str:
             if content not in ("!", "<|endoftext|>"):
                 raise InputError(f"{path}: pad_token is {str(content)[:80]!r}, expected '!' or '<|endoftext|>'")
             return "zero" if content == "!" else "eos"
-    raise InputError(f"{folder}: no pad_token in special_tokens_map.json; take the whole folder of the model")
+    return "zero" if width == 1024 else "eos"
 
 
 def vocabulary(folder: Path, c: TextConfig) -> Tokenizer:
@@ -274,7 +277,7 @@ def clip_folder(folder: Path) -> tuple[Tokenizer, dict[str, Part]]:
             raise InputError(f"{path}: has no {name}, expected the folder of a CLIPModel")
     if type(projection) is not int:
         raise InputError(f"{path}: projection_dim is {str(projection)[:80]!r}, expected int")
-    text = text_config(Fields(path, values["text_config"], "text_encoder"), projection, padding(folder))
+    text = text_config(Fields(path, values["text_config"], "text_encoder"), projection, padding(folder, values["text_config"].get("hidden_size")))
     pixels = read_json(folder / "preprocessor_config.json")
     vision = vision_config(Fields(path, values["vision_config"], "image_encoder"), projection, pixels)
     return vocabulary(folder, text), clip_parts(weights(folder, "model"), text, vision)

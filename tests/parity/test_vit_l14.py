@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,8 @@ CONFIG = dict(
         patch_size=14,
     ),
 )
+# clip-vit-large-patch14's preprocessor_config.json
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,8 @@ def both(tmp_path_factory):
         if parameter.ndim:
             parameter.copy_(torch.from_numpy(oracle.random_tensor(name, tuple(parameter.shape), draw)))
     theirs.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    oracle.clip_tokenizer(folder / "tokenizer", "<|endoftext|>").save_pretrained(folder)
     return theirs, sdjax.load_clip(folder)
 
 
@@ -40,15 +46,12 @@ def test_towers_and_the_cosines_between_them(both, same):
     theirs, ours = both
     pictures = np.tanh(np.random.default_rng(1).standard_normal((2, 224, 224, 3), np.float32))
     ids = ours.tokenizer(["a photograph of an astronaut riding a horse", "a cat", ""])
-    # The numbers of clip-vit-large-patch14's preprocessor_config.json.
-    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-    pixels = np.moveaxis(((pictures + 1) / 2 - mean) / std, -1, 1).astype(np.float32)
-    answer = theirs(input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(pixels))
-
-    text = theirs.text_projection(answer.text_model_output.pooler_output)
-    picture = theirs.visual_projection(answer.vision_model_output.pooler_output)
+    pixels = np.moveaxis(((pictures + 1) / 2 - np.array(MEAN)) / np.array(STD), -1, 1).astype(np.float32)
+    tokens, pixels = torch.from_numpy(ids).long(), torch.from_numpy(pixels)
+    text = theirs.text_projection(theirs.text_model(tokens).pooler_output)
+    picture = theirs.visual_projection(theirs.vision_model(pixels).pooler_output)
     same("ViT-L/14 text tower and projection", ours.text_encoder.embed(ids), text.numpy())
     same("ViT-L/14 picture tower and projection", ours.image_encoder(pictures), picture.numpy())
-    cosines = (answer.logits_per_image / theirs.logit_scale.exp()).numpy()
+    cosines = (theirs(tokens, pixels).logits_per_image / theirs.logit_scale.exp()).numpy()
     found = ours.similarity(pictures, ["a photograph of an astronaut riding a horse", "a cat", ""])
     same("ViT-L/14 cosines of 2 pictures and 3 texts", found, cosines)
