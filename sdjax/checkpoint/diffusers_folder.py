@@ -277,7 +277,8 @@ def clip_folder(folder: Path) -> tuple[Tokenizer, dict[str, Part]]:
             raise InputError(f"{path}: has no {name}, expected the folder of a CLIPModel")
     if type(projection) is not int:
         raise InputError(f"{path}: projection_dim is {str(projection)[:80]!r}, expected int")
-    text = text_config(Fields(path, values["text_config"], "text_encoder"), projection, padding(folder, values["text_config"].get("hidden_size")))
+    fields = Fields(path, values["text_config"], "text_encoder")
+    text = text_config(fields, projection, padding(folder, fields.values.get("hidden_size")))
     pixels = read_json(folder / "preprocessor_config.json")
     vision = vision_config(Fields(path, values["vision_config"], "image_encoder"), projection, pixels)
     return vocabulary(folder, text), clip_parts(weights(folder, "model"), text, vision)
