@@ -212,7 +212,7 @@ def test_clip_sees_the_middle_square_of_a_wide_picture():
         ({"first_image": -1}, "first_image: found -1"),
         ({"sampler": "magic"}, "sampler: found 'magic', expected one of ddim, euler, dpmpp_2m, ddpm"),
         ({"eta": 1.5}, "eta: found 1.5"),
-        ({"eta": 0.5, "sampler": "euler"}, "eta: found 0.5, expected 0 to 1, and 0 where the sampler is not ddim"),
+        ({"eta": 0.5, "sampler": "euler"}, "eta: found 0.5, expected 0 to 1, and 0 but for ddim"),
         ({"height": 7}, "height: found 7, expected a multiple of 2"),
         ({"width": 0}, "width: found 0"),
         ({"width": 8.0}, "width: found 8.0"),
