@@ -54,4 +54,5 @@ def test_towers_and_the_cosines_between_them(both, same):
     same("ViT-L/14 picture tower and projection", ours.image_encoder(pictures), picture.numpy())
     cosines = (theirs(tokens, pixels).logits_per_image / theirs.logit_scale.exp()).numpy()
     found = ours.similarity(pictures, ["a photograph of an astronaut riding a horse", "a cat", ""])
-    same("ViT-L/14 cosines of 2 pictures and 3 texts", found, cosines)
+    # Random towers send everything near one direction, too near for `same`; a cosine is itself the scale of an error.
+    np.testing.assert_allclose(found, cosines, rtol=0, atol=1e-5)
