@@ -21,7 +21,7 @@ class Golden(dict):
 
     def __init__(self, name: str):
         arrays = load_file(FIXTURES / f"{name}.safetensors")
-        super().__init__({k: v for k, v in arrays.items() if not k.startswith("weight.")})
+        super().__init__({k: jnp.asarray(v) for k, v in arrays.items() if not k.startswith("weight.")})
         self.weights = {k.removeprefix("weight."): v for k, v in arrays.items() if k.startswith("weight.")}
 
 

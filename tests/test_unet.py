@@ -17,7 +17,7 @@ from sdjax.unet import UNet, rows, timestep_embedding
 
 TOLERANCE = 1e-5
 SD1 = UNetConfig(
-    channels=(8, 8), attention=(True, False), cross_only=(False, False), heads=(2, 2), blocks=1, context_width=12,
+    channels=(8, 8), attention=(False, True), cross_only=(False, False), heads=(2, 2), blocks=1, context_width=12,
     groups=4,
 )
 SD2 = UNetConfig(
