@@ -36,20 +36,20 @@ def _column(a: Array, like: Array) -> Array:
     return a.reshape(a.shape + (1,) * (like.ndim - a.ndim)) if a.ndim else a
 
 
-def add_noise(x0: Float[Array, "b h w c"], eps: Array, a: Float[Array, "b"]) -> Float[Array, "b h w c"]:
+def add_noise(x0: Float[Array, "b h w c"], eps: Array, a: Float[Array, "*b"]) -> Float[Array, "b h w c"]:
     """x_t = sqrt(a) x0 + sqrt(1 - a) eps."""
     a = _column(a, x0)
     return jnp.sqrt(a) * x0 + jnp.sqrt(1.0 - a) * eps
 
 
-def velocity(x0: Float[Array, "b h w c"], eps: Array, a: Float[Array, "b"]) -> Float[Array, "b h w c"]:
+def velocity(x0: Float[Array, "b h w c"], eps: Array, a: Float[Array, "*b"]) -> Float[Array, "b h w c"]:
     """v = sqrt(a) eps - sqrt(1 - a) x0: arXiv:2202.00512, appendix D."""
     a = _column(a, x0)
     return jnp.sqrt(a) * eps - jnp.sqrt(1.0 - a) * x0
 
 
 def split_prediction(
-    prediction: Float[Array, "b h w c"], x: Float[Array, "b h w c"], a: Float[Array, "b"], kind: Prediction
+    prediction: Float[Array, "b h w c"], x: Float[Array, "b h w c"], a: Float[Array, "*b"], kind: Prediction
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
     """The estimates (x0, eps) that a prediction at x_t means, for either kind of model."""
     a = _column(a, x)

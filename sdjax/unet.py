@@ -125,7 +125,7 @@ class Downsample(nnx.Module):
     def __init__(self, channels: int, *, rngs):
         self.conv = conv3x3(channels, channels, stride=2, padding=1, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
         return self.conv(x)
 
 

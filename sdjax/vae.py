@@ -114,7 +114,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = group_norm(widths[-1], c.groups, eps=EPS, rngs=rngs)
         self.conv_out = conv3x3(widths[-1], 2 * c.latent_channels, rngs=rngs)  # double_z: mean and log-variance
 
-    def __call__(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w 2z"]:
+    def __call__(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b h w moments"]:
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)

@@ -26,7 +26,7 @@ from sdjax.samplers import SAMPLERS, Plan, ddim, ddim_plan, ddpm, dpmpp_2m, eule
 
 SD = sd1().diffusion
 few = partial(settings, max_examples=20, deadline=None)
-pictures = st_np.arrays(np.float32, (1, 2, 2, 1), elements=st.floats(-3, 3, width=32))
+pictures = st_np.arrays(np.float32, (1, 2, 2, 1), elements=st.floats(-3, 3, width=32)).map(jnp.asarray)
 shares = st.floats(0.01, 0.99)  # of the picture's variance that is left
 predictions = st.sampled_from(["eps", "v"])
 
@@ -150,7 +150,7 @@ def test_a_plan_says_where_each_step_comes_from_and_goes_to():
 @few()
 def test_ddim_without_noise_can_be_walked_back(x0, eps, a, a_next):
     x = add_noise(x0, eps, jnp.float32(a))
-    below = ddim(x, x0, eps, x0, row(a, a_next), 0.0, eps)
+    below = ddim(x, x0, eps, x0, row(a, a_next), 0, eps)
     x0_below, _ = split_prediction(eps, below, jnp.float32(a_next), "eps")
     assert np.allclose(add_noise(x0_below, eps, jnp.float32(a)), x, atol=1e-4)
 
