@@ -40,8 +40,12 @@ lint: $(VENV)/.tests
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest tests/parity
 
+$(VENV)/.plots: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plots]'
+	@touch $@
+
 # The small model from nothing, stage by stage; each goes on where it was stopped.
-weights: $(VENV)/.package
+weights: $(VENV)/.plots
 	$(BIN)/sdjax train tokenizer
 	$(BIN)/sdjax train vae
 	$(BIN)/sdjax train clip

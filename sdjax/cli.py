@@ -168,6 +168,45 @@ def evaluate(
             part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
+@app.command()
+def sweep(
+    model: Annotated[
+        Path | None, typer.Argument(help="Weights of the toy world. Default: the small model that ships.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts a scale, half of them with one object.")] = 50,
+    images: Annotated[int, typer.Option(help="Pictures a prompt.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 50,
+    sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or ddpm.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Which scenes of the test split, and which noise.")] = 0,
+    scale: Annotated[list[float] | None, typer.Option(help="A guidance scale; may be given more than once.")] = None,
+    out: Annotated[Path, typer.Option(help="The .png file of the plot; its figures go beside it as .json.")] = OUT
+    / "sweep.png",
+) -> None:
+    """Measure and plot what guidance does to adherence and diversity (needs the `plots` extra)."""
+    _prepare()
+    import sdjax
+    from sdjax import plots
+    from sdjax import sweep as guidance
+    from sdjax.files import written_whole
+    from sdjax.toyworld.judge import load_judge
+
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out: found {out}, expected a .png file")
+    plots.figure()  # without matplotlib there is nothing to wait for
+    folder = model or default_model()
+    rows = guidance.sweep(
+        sdjax.load(folder), load_judge(folder), scales=scale or guidance.SCALES, prompts=prompts, images=images,
+        steps=steps, sampler=sampler, seed=seed,
+    )
+    print(guidance.table(rows))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plots.guidance_sweep(rows, out)
+    settings = {"prompts": prompts, "images": images, "steps": steps, "sampler": sampler, "seed": seed}
+    with written_whole(out.with_suffix(".json")) as part:
+        part.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(out)
+
+
 Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]
 StepsOf = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.")]
 Scenes = Annotated[int | None, typer.Option(help="Scenes in the training set; default: the recipe's.")]
@@ -193,9 +232,12 @@ def train_vae(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None) -> N
 
 
 @train.command("unet")
-def train_unet(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None) -> None:
+def train_unet(
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None,
+    start: Annotated[Path | None, typer.Option(help="Begin with the denoiser of this model, not with chance.")] = None,
+) -> None:
     """Train the denoiser on what the other parts give, and put the model together in RUN/model."""
-    _stage("unet", run, steps, scenes)
+    _stage("unet", run, steps, scenes, start)
 
 
 @train.command("judge")
@@ -220,11 +262,13 @@ def _prepare() -> None:
     prepare()
 
 
-def _stage(name: str, run: Path, steps: int | None = None, scenes: int | None = None) -> None:
+def _stage(
+    name: str, run: Path, steps: int | None = None, scenes: int | None = None, start: Path | None = None
+) -> None:
     _prepare()
     from sdjax.training import stages
 
-    stages.run_stage(name, run, steps, scenes)
+    stages.run_stage(name, run, steps, scenes, start)
     print(run)
 
 

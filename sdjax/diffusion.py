@@ -68,9 +68,14 @@ def guide(unconditional: Array, conditional: Array, scale: float | Array) -> Arr
 
 
 def min_snr_weight(a: Float[Array, "b"], kind: Prediction, gamma: float = 5.0) -> Float[Array, "b"]:
-    """The weight of each timestep in the training loss: arXiv:2303.09556, min(SNR, gamma), per prediction kind."""
-    snr = a / (1.0 - a)
-    return jnp.minimum(snr, gamma) / (snr + 1.0 if kind == "v" else snr)
+    """The weight of each timestep in the training loss, which caps the easy steps: after arXiv:2303.09556.
+
+    An error of eps is sqrt(SNR) times that of x0, one of v sqrt(SNR + 1) times (arXiv:2202.00512 section 4): the
+    SNR in that factor is cut at gamma. The 1 stays, since without it the noisiest steps of v, which decide what
+    stands where, would weigh next to nothing.
+    """
+    snr, one = a / (1.0 - a), 1.0 if kind == "v" else 0.0
+    return (jnp.minimum(snr, gamma) + one) / (snr + one)
 
 
 def training_pair(

@@ -59,6 +59,8 @@ def run(monkeypatch, capsys, tmp_path):
         (["train", "unet"], "sdjax train tokenizer"),
         (["train", "vae", "--steps", "0"], "steps: found 0"),
         (["evaluate", "nowhere"], "nowhere"),
+        (["sweep", "nowhere"], "nowhere"),
+        (["sweep", "--out", "plot.jpg"], "expected a .png file"),
         (["paint"], "No such command 'paint'"),
         ([], "Missing command"),
     ],
@@ -110,5 +112,5 @@ def test_img2img_keeps_the_size_of_its_picture_in_multiples_of_8(run):
 
 def test_help_names_every_command(run):
     _, out, _ = run("--help")
-    for command in ("txt2img", "img2img", "convert", "info", "download", "train", "evaluate"):
+    for command in ("txt2img", "img2img", "convert", "info", "download", "train", "evaluate", "sweep"):
         assert command in out

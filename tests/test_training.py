@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from sdjax.errors import InputError
 from sdjax.training.clip import contrastive_loss
 from sdjax.training.data import pictures, step_rng
-from sdjax.training.loop import CHECKPOINT, LOG, Recipe, fit
+from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, fit
 from sdjax.training.vae import latent_scale
 
 RECIPE = Recipe(steps=12, batch=4, learning_rate=0.1, warmup=2, save_every=4, ema=0.5)
@@ -58,6 +59,21 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
     learn(tmp_path)
     with pytest.raises(InputError, match="another recipe"):
         learn(tmp_path, dataclasses.replace(RECIPE, learning_rate=0.2))
+
+
+def test_steps_may_change_until_the_learning_rate_falls(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, die_at=10)  # the checkpoint is of step 8, and the rate of 12 steps falls from 8.4 on
+    longer = dataclasses.replace(RECIPE, steps=20, save_every=5)
+    assert np.array_equal(learn(tmp_path, longer), learn(tmp_path / "whole", longer))
+    with pytest.raises(InputError, match="has begun to fall at step 20"):
+        learn(tmp_path)
+
+
+def test_a_run_draws_its_loss(tmp_path):
+    learn(tmp_path)
+    with Image.open(tmp_path / CURVE) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 300
 
 
 def test_a_damaged_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):

@@ -1,8 +1,8 @@
 """The loop that every part shares: AdamW, warm-up and decay, an average of the weights, checkpoints.
 
 A run is a folder. It holds one checkpoint (parameters, their average, the optimiser's state and the
-number of steps done), written whole or not at all, and a log of the loss. The batch of step n depends on
-n and the seed alone, so a run that was killed goes on as if it had not been.
+number of steps done), written whole or not at all, and the loss as a log and as a picture. The batch of
+step n depends on n and the seed alone, so a run that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
+from sdjax import plots
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.errors import InputError
 from sdjax.files import written_whole
 
 Batch = Mapping[str, np.ndarray]
 Loss = Callable[[nnx.State, Any, Batch, jax.Array], jax.Array]  # (parameters, frozen, batch, key) -> scalar
-CHECKPOINT, LOG = "checkpoint.safetensors", "loss.csv"
+CHECKPOINT, LOG, CURVE = "checkpoint.safetensors", "loss.csv", "loss.png"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def fit(
                 losses = []
             if saving:
                 _save(folder / CHECKPOINT, recipe, step + 1, tuple(tree))
+                plots.loss_curve(folder / LOG, folder / CURVE, name)
                 if watch:
                     watch(step + 1, tree[1])
     return tree[1]
@@ -146,10 +148,18 @@ def _restore(path: Path, recipe: Recipe, tree: Any) -> tuple[int, Any]:
     if not path.exists():
         return 0, tree
     file = SafetensorsFile(path)
-    if file.metadata.get("recipe") != json.dumps(dataclasses.asdict(recipe)):
+    step, stored = int(file.metadata["step"]), json.loads(file.metadata["recipe"])
+    free = ("steps", "save_every")
+    if {**dataclasses.asdict(recipe), **{name: stored.get(name) for name in free}} != stored:
         raise InputError(f"{path}: holds a run of another recipe; give the same options, or another --run folder")
+    # Until the rate begins to fall, nothing that was done depends on the number of steps.
+    if stored["steps"] != recipe.steps and step > (1.0 - recipe.decay) * min(recipe.steps, stored["steps"]):
+        raise InputError(
+            f"{path}: the learning rate of its {stored['steps']} steps has begun to fall at step {step}; "
+            "give the same --steps, or another --run folder"
+        )
     leaves, structure = jax.tree.flatten(tree)
     if [file.shape(n) for n in map(str, range(len(leaves)))] != [x.shape for x in leaves]:
         raise InputError(f"{path}: holds a run of another network; give another --run folder")
     restored = [jnp.asarray(file.read(str(i))) for i in range(len(leaves))]
-    return int(file.metadata["step"]), jax.tree.unflatten(structure, restored)
+    return step, jax.tree.unflatten(structure, restored)

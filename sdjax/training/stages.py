@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from sdjax.checkpoint import native, tree
+from sdjax.checkpoint.load import load
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.clip import ImageEncoder, TextEncoder
 from sdjax.config import ModelConfig, tiny
@@ -39,10 +41,13 @@ CORPUS = 20_000  # captions in each language that the merges are learned from
 MERGES = 200  # the captions hold 222 pairs to join; the rarest stay apart, so that some words show their parts
 
 
-def run_stage(name: str, run: Path, steps: int | None = None, scenes: int | None = None) -> None:
+def run_stage(
+    name: str, run: Path, steps: int | None = None, scenes: int | None = None, start: Path | None = None
+) -> None:
     """Runs one stage by name, with other numbers of steps or scenes than its recipe's where given.
 
-    Raises InputError for a number below 1, or where an earlier stage has not left its part in `run`.
+    `start` is a model whose denoiser the UNet's stage begins with. Raises InputError for a number below 1, or
+    where an earlier stage has not left its part in `run`.
     """
     for what, number in (("steps", steps), ("scenes", scenes)):
         if number is not None and number < 1:
@@ -50,7 +55,8 @@ def run_stage(name: str, run: Path, steps: int | None = None, scenes: int | None
     if name == "tokenizer":
         return train_tokenizer(run)
     train, recipe = {"vae": (train_vae, vae.RECIPE), "clip": (train_clip, clip.RECIPE),
-                     "unet": (train_unet, unet.RECIPE), "judge": (train_judge, judge.RECIPE)}[name]
+                     "unet": (partial(train_unet, start=start), unet.RECIPE),
+                     "judge": (train_judge, judge.RECIPE)}[name]
     train(run, dataclasses.replace(recipe, steps=steps or recipe.steps), scenes or SCENES)
 
 
@@ -65,9 +71,18 @@ def train_tokenizer(run: Path) -> None:
 
 
 def train_vae(run: Path, recipe: Recipe = vae.RECIPE, scenes: int = SCENES) -> None:
-    """Trains the autoencoder and measures the scale of its latents: RUN/vae.safetensors."""
+    """Trains the autoencoder, draws what it rebuilds as it learns, and measures the scale of its latents.
+
+    RUN/vae.safetensors.
+    """
     pictures = data.pictures(run / "data", "train", scenes)
-    trained = vae.train(tiny().vae, pictures, run / "vae", recipe)
+    shown = pictures[:8]
+
+    def draw(step: int, coder: VAE) -> None:
+        rebuilt = np.asarray(coder.decode(coder.encode(data.to_float(shown)).mean))
+        write_png(run / "vae" / f"{step:06}.png", grid(np.concatenate([shown, to_uint8(rebuilt)]), columns=8), None)
+
+    trained = vae.train(tiny().vae, pictures, run / "vae", recipe, watch=draw)
     scale = vae.latent_scale(unet.encode(trained, pictures[:500]).mean)
     _write(run / "vae.safetensors", trained, {"scale": repr(scale)})
 
@@ -81,14 +96,22 @@ def train_clip(run: Path, recipe: Recipe = clip.RECIPE, scenes: int = SCENES) ->
     _write(run / "image_encoder.safetensors", image)
 
 
-def train_unet(run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES) -> None:
-    """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model."""
+def train_unet(
+    run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES, start: Path | None = None
+) -> None:
+    """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model.
+
+    `start` is a model of the same configuration whose denoiser is gone on with; InputError for another.
+    """
     tokenizer, config = _tokenizer(run)
     text = _read(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
     image = _read(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
     coder = _read(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
+    begun = None if start is None else load(start).unet
+    if begun and begun.config != config.unet:
+        raise InputError(f"{start}: its denoiser is {begun.config}, expected {config.unet}")
     latents = _latents(run, coder, scenes)
 
     def assembled(denoiser: UNet) -> StableDiffusion:
@@ -96,7 +119,8 @@ def train_unet(run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES) ->
                                Network.of(image))
 
     trained = unet.train(config.unet, config.diffusion, text, tokenizer, latents, scale, run / "unet", recipe,
-                         watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"))
+                         watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"),
+                         start=begun and begun.module)
     native.save(assembled(trained), run / "model", "float16", replace=True)
 
 

@@ -22,12 +22,12 @@ from sdjax.training.loop import Recipe, fit
 from sdjax.unet import UNet
 from sdjax.vae import VAE, Posterior
 
-RECIPE = Recipe(steps=4600, batch=16, learning_rate=7e-4, warmup=200, ema=0.998)
+RECIPE = Recipe(steps=8600, batch=16, learning_rate=7e-4, decay=0.35, save_every=600)
 # Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
 DROP = 0.1
-# From step LATE on, this share of a batch is drawn from scenes with one solid, the rest from all scenes: pictures of
-# two teach colours and places early, while a solid's own shape is what is still wrong in the end.
-LATE, SINGLES = 3000, 0.8
+# This share of a batch is drawn from scenes with one solid, the rest from all scenes: there a solid's own shape, which
+# is what stays wrong for longest, is largest.
+SINGLES = 0.7
 
 
 def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
@@ -45,23 +45,21 @@ def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
 def train(
     config: UNetConfig, diffusion: DiffusionConfig, text_encoder: TextEncoder, tokenizer: Tokenizer,
     latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
-    watch: Callable[[int, UNet], None] | None = None,
+    watch: Callable[[int, UNet], None] | None = None, start: UNet | None = None,
 ) -> UNet:
     """The trained denoiser; `latents` are the unscaled posteriors of scenes 0 to n of the training split.
 
-    `watch(step, unet)` gets the averaged network at every checkpoint.
+    `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with.
     """
-    graph, parameters = nnx.split(UNet(config, rngs=nnx.Rngs(recipe.seed)))
+    graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
     scene = partial(scene_at, recipe.seed, "train")
-
     singles = np.array([i for i in range(len(latents.mean)) if len(scene(i).solids) == 1])
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
         rows = rng.integers(len(latents.mean), size=recipe.batch)
-        if step >= LATE:
-            rows = np.where(rng.random(recipe.batch) < SINGLES, rng.choice(singles, recipe.batch), rows)
+        rows = np.where(rng.random(recipe.batch) < SINGLES, rng.choice(singles, recipe.batch), rows)
         said = captions([scene(int(r)) for r in rows], rng)
         kept = ["" if rng.random() < DROP else caption for caption in said]
         return {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,8 +22,14 @@ KL_WEIGHT = 1e-5
 CROP = 64  # the network is convolutional: it learns from crops what it does on whole pictures
 
 
-def train(config: VAEConfig, pictures: np.ndarray, folder: Path, recipe: Recipe = RECIPE) -> VAE:
-    """The trained autoencoder of uint8 pictures [n, H, W, 3]; its latents still have their own scale."""
+def train(
+    config: VAEConfig, pictures: np.ndarray, folder: Path, recipe: Recipe = RECIPE,
+    watch: Callable[[int, VAE], None] | None = None,
+) -> VAE:
+    """The trained autoencoder of uint8 pictures [n, H, W, 3]; its latents still have their own scale.
+
+    `watch(step, vae)` gets the averaged network at every checkpoint.
+    """
     graph, parameters = nnx.split(VAE(config, rngs=nnx.Rngs(recipe.seed)))
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
@@ -39,7 +46,8 @@ def train(config: VAEConfig, pictures: np.ndarray, folder: Path, recipe: Recipe 
         rebuilt = vae.decode(posterior.sample(key))
         return jnp.mean((rebuilt - batch["pictures"]) ** 2) + KL_WEIGHT * posterior.kl()
 
-    return nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="vae"))
+    seen = (lambda step, average: watch(step, nnx.merge(graph, average))) if watch else None
+    return nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="vae", watch=seen))
 
 
 def latent_scale(means: np.ndarray) -> float:

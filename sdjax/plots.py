@@ -1,0 +1,73 @@
+"""What lessons and the command line draw: curves, with axes that say what they are. Needs the `plots` extra."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdjax.errors import InputError
+from sdjax.files import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def figure(width: float = 6.4, height: float = 4.0) -> Figure:
+    """An empty figure of so many inches, which no window and no global state belongs to.
+
+    Raises InputError where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError('matplotlib: not installed, and curves need it; pip install "sdjax[plots]"') from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Writes a figure as a PNG file, whole or not at all."""
+    with written_whole(path) as part:
+        drawn.savefig(part, dpi=120, format="png")
+
+
+def loss_curve(log: Path, path: Path, name: str) -> None:
+    """The loss of a training run over its steps, from a log of "step,loss" lines, with its running median.
+
+    Nothing is drawn where matplotlib is not installed: training does not need its picture.
+    """
+    try:
+        drawn = figure()
+    except InputError:
+        return
+    with open(log, encoding="utf-8") as lines:
+        steps, losses = np.array([(int(step), float(loss)) for step, loss in csv.reader(lines)]).T
+    half = max(len(losses) // 50, 1)
+    median = [np.median(losses[max(i - half, 0) : i + half + 1]) for i in range(len(losses))]
+    axes = drawn.add_subplot(xlabel="step", ylabel="loss", yscale="log", title=name)
+    axes.plot(steps, losses, color="0.75", linewidth=0.8, label="mean of 20 steps")
+    axes.plot(steps, median, color="C0", label="running median")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    save(drawn, path)
+
+
+def guidance_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Adherence and diversity against the guidance scale, from the rows of `sweep.sweep`, bars at 95 %."""
+    drawn = figure(7.0, 4.2)
+    scales = [row["guidance_scale"] for row in rows]
+    left = drawn.add_subplot(xlabel="guidance scale", ylabel="pictures that show what was asked (%)", ylim=(0, 100))
+    right = left.twinx()
+    right.set(ylabel="diversity: 1 - cosine of CLIP, same prompt", ylim=(0, None))
+    lines = []
+    for axes, quantity, colour, label in ((left, "right", "C0", "adherence"), (right, "diversity", "C1", "diversity")):
+        keys = (quantity, f"{quantity}_low", f"{quantity}_high")
+        value, low, high = (np.array([row[key] for row in rows]) for key in keys)
+        lines.append(axes.errorbar(scales, value, (value - low, high - value), color=colour, marker="o", capsize=3,
+                                   label=label))
+    left.legend(handles=lines, loc="lower right")
+    left.grid(alpha=0.3)
+    save(drawn, path)
