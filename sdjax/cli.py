@@ -100,6 +100,40 @@ def img2img(
 
 
 @app.command()
+def inpaint(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw; - reads it from standard input.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture to change: PNG, JPEG or WebP.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="A picture of the same size, white where to paint anew.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of what was there may change, 0 to 1. Default 1.")
+    ] = None,
+    paste: Annotated[
+        bool | None, typer.Option(help="Keep the picture's own pixels outside the mask.", show_default="paste")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Also save the picture with its hole.")] = False,
+    model: Model = None, negative: Negative = None, steps: Steps = None, guidance: Guidance = None, seed: Seed = None,
+    first: First = None, count: Count = 1,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH to crop and resize both to. Default: their own, cut to multiples of 8."),
+    ] = None,
+    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
+    no_metadata: NoMetadata = False,
+) -> None:
+    """Paint a part of a picture anew."""
+    for name, path in (("image", image), ("mask", mask)):
+        if path is None:
+            raise InputError(f"--{name}: missing, expected a PNG, JPEG or WebP file")
+    height, width = _size(size)
+    settings = _settings(
+        "inpaint", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
+        seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
+        paste=paste,
+    )
+    _draw(settings, model, dtype, count, out, no_metadata, image, mask, preview)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="A diffusers folder or a .safetensors file.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; must not exist yet.")],
@@ -287,7 +321,8 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
 
 def _settings(command: str, like: Path | None, **given: Any) -> dict[str, Any]:
     """Defaults, then the settings of the picture to be repeated, then what was given."""
-    settings = dict(DEFAULTS) | ({"strength": 0.7} if command == "img2img" else {})
+    own: dict[str, dict[str, Any]] = {"img2img": {"strength": 0.7}, "inpaint": {"strength": 1.0, "paste": True}}
+    settings = DEFAULTS | own.get(command, {})
     if like:
         from sdjax.images import read_settings
 
@@ -307,7 +342,7 @@ def _settings(command: str, like: Path | None, **given: Any) -> dict[str, Any]:
 
 def _draw(
     settings: dict[str, Any], model: Path | None, dtype: Dtype, count: int, out: Path, no_metadata: bool,
-    image: Path | None = None,
+    image: Path | None = None, mask: Path | None = None, preview: bool = False,
 ) -> None:
     """Loads, draws with a progress bar, writes each picture with its own number, and prints where."""
     if count < 1:
@@ -315,7 +350,7 @@ def _draw(
     paths = _paths(out, str(settings["prompt"]), count)
     _prepare()
     import sdjax
-    from sdjax.images import read_picture
+    from sdjax.images import as_mask, read_mask, read_picture
 
     sd = sdjax.load(model or default_model(), dtype=dtype.value)
     if settings.get("model") not in (None, sd.config.name):
@@ -324,28 +359,36 @@ def _draw(
         )
     options = {n: settings[n] for n in DEFAULTS} | {"num_images": count}
     if image is None:
-        steps = sd.txt2img_steps(settings["prompt"], **options)
+        arguments = (settings["prompt"],)
     else:
         height, width = options.pop("height"), options.pop("width")
-        picture = _middle(read_picture(image)) if height is None else read_picture(image, (height, width))
-        steps = sd.img2img_steps(settings["prompt"], picture, settings["strength"], **options)
+        size = None if height is None else (height, width)
+        read = [_middle(reader(path, size)) for reader, path in ((read_picture, image), (read_mask, mask)) if path]
+        arguments = (settings["prompt"], *read, settings["strength"])
+        if mask:
+            options["paste"] = settings["paste"]
+    steps = getattr(sd, f"{settings['command']}_steps")(*arguments, **options)
     last = None
     with tqdm(total=None, unit="step", desc="drawing", dynamic_ncols=True, disable=None) as bar:
         for last in steps:
             bar.total = last.steps
             bar.set_postfix(t=last.t)
             bar.update()
-    pictures = last.pictures() if last else sd.img2img(settings["prompt"], picture, settings["strength"], **options)
+    pictures = last.pictures() if last else getattr(sd, settings["command"])(*arguments, **options)
     settings |= {"height": pictures.shape[1], "width": pictures.shape[2], "model": sd.config.name,
                  "version": sdjax.__version__, "dtype": dtype.value}
     for i, path in enumerate(paths):
         own = settings | {"first_image": settings["first_image"] + i}
         sdjax.write_png(path, sdjax.to_uint8(pictures[i]), None if no_metadata else own)
         print(path)
+    if mask and preview:
+        hole = paths[0].with_name(f"{paths[0].stem}-mask.png")
+        sdjax.write_png(hole, sdjax.to_uint8(read[0] * (1.0 - as_mask(read[1], read[0].shape[:2])[0])), None)
+        print(hole)
 
 
 def _middle(picture: Any) -> Any:
-    """The middle of a picture [H, W, 3], its sides cut down to multiples of 8."""
+    """The middle of a picture [H, W, ...], its sides cut down to multiples of 8."""
     top, left = (side % 8 // 2 for side in picture.shape[:2])
     height, width = (side // 8 * 8 for side in picture.shape[:2])
     return picture[top : top + height, left : left + width]

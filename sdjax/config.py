@@ -161,7 +161,30 @@ def tiny(vocab_size: int = 1024) -> ModelConfig:
     )
 
 
-PRESETS = {"sd1": sd1, "sd2-base": sd2_base, "sd2": sd2, "tiny": tiny}
+def inpainting(base: ModelConfig, name: str) -> ModelConfig:
+    """The same, but its UNet also sees a mask and the latents of the picture around it."""
+    channels = 2 * base.vae.latent_channels + 1
+    return dataclasses.replace(base, name=name, unet=dataclasses.replace(base.unet, in_channels=channels))
+
+
+def sd1_inpaint() -> ModelConfig:
+    """Stable Diffusion 1.5 inpainting: runwayml/stable-diffusion-inpainting, unet/config.json."""
+    return inpainting(sd1(), "sd1-inpaint")
+
+
+def sd2_inpaint() -> ModelConfig:
+    """Stable Diffusion 2 inpainting: [ldm] configs/stable-diffusion/v2-inpainting-inference.yaml."""
+    return inpainting(sd2_base(), "sd2-inpaint")
+
+
+PRESETS = {"sd1": sd1, "sd2-base": sd2_base, "sd2": sd2, "sd1-inpaint": sd1_inpaint, "sd2-inpaint": sd2_inpaint,
+           "tiny": tiny}
+
+# What a UNet is for, as its number of input channels tells where latents have 4.
+PURPOSES = {
+    4: "a text-to-image model", 5: "a depth-to-image model", 7: "the x4 upscaler", 8: "InstructPix2Pix",
+    9: "an inpainting model",
+}
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sdjax.errors import InputError
-from sdjax.pipeline import StableDiffusion, as_pictures
+from sdjax.images import as_pictures
+from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import LANGUAGES, Scene, describe, render_batch, scene_at
 from sdjax.toyworld.judge import Judge, Seen, Verdict, middle, obeys
 

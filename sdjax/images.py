@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
@@ -89,6 +90,12 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> np.nd
         height, width = size
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32) / np.float32(127.5) - 1
+
+
+def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The mask in a picture file as floats [H, W] in [0, 1]: white is 1, to be painted anew; cropped and resized as
+    `read_picture` does it, and with the same errors."""
+    return (read_picture(path, size).mean(axis=-1) + 1) / 2
 
 
 def to_uint8(pictures: ArrayLike) -> np.ndarray:
@@ -170,3 +177,35 @@ def grid(pictures: ArrayLike, columns: int) -> np.ndarray:
     cells[:n] = pictures
     cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return cells.reshape(rows * height, columns * width, channels)
+
+
+def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
+    """Pictures as float32 [b, H, W, 3] in [-1, 1], from floats or uint8, one or many; InputError if they are not."""
+    array = np.asarray(pictures)
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+        raise InputError(f"{name}: found shape {list(np.shape(pictures))}, expected [H, W, 3] or [b, H, W, 3]")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 127.5 - 1.0
+    array = array.astype(np.float32)
+    if not (np.isfinite(array).all() and np.abs(array).max() <= 1.0 + 1e-3):
+        found = f"values from {array.min():g} to {array.max():g}"
+        raise InputError(f"{name}: found {found}, expected uint8, or floats in [-1, 1]")
+    return array
+
+
+def as_mask(mask: Any, size: tuple[int, int]) -> Float[np.ndarray, "1 H W 1"]:
+    """A mask as zeros and ones, 1 where it was half or more: LDM's and diffusers' threshold.
+
+    `mask` is [H, W], [H, W, 1] or [1, H, W], of `size`: bool, uint8 0 to 255, or floats in [0, 1]. InputError if not.
+    """
+    array = np.asarray(mask)
+    flat = array.reshape(array.shape[:2]) if array.ndim == 3 and array.shape[-1] == 1 else array
+    flat = flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
+    if flat.shape != size:
+        raise InputError(f"mask: found shape {list(array.shape)}, expected [{size[0]}, {size[1]}] as its image")
+    share = flat.astype(np.float32) / (255.0 if flat.dtype == np.uint8 else 1.0)
+    if not (np.isfinite(share).all() and share.min() >= 0.0 and share.max() <= 1.0):
+        found = f"values from {share.min():g} to {share.max():g}"
+        raise InputError(f"mask: found {found}, expected bool, uint8, or floats in [0, 1], 1 to paint anew")
+    return (share >= 0.5).astype(np.float32)[None, :, :, None]

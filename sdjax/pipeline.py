@@ -1,4 +1,4 @@
-"""StableDiffusion: the parts put together. Text to picture, picture to picture, pictures against texts.
+"""StableDiffusion: the parts put together. Text to picture, picture to picture, holes filled, pictures against texts.
 
     tokens -> text encoder -> [uncond, text]          seed -> noise
                                      \\                   |
@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +20,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sdjax import samplers
+from sdjax import request, samplers
 from sdjax.clip import cosine
 from sdjax.config import ModelConfig
 from sdjax.errors import InputError
 from sdjax.hardware import Network, TextNetwork, VAENetwork
-from sdjax.samplers import SAMPLERS, Plan
+from sdjax.images import as_pictures
+from sdjax.request import Job
+from sdjax.samplers import SAMPLERS
 from sdjax.tokenizer import Tokenizer
 
 Pictures = Float[np.ndarray, "b H W 3"]
@@ -43,21 +45,25 @@ class Snapshot:
     eps_uncond: Array
     eps_text: Array
     attention: dict[str, Array] | None  # [b, heads, hw, tokens] of the text's half, by block; None if not asked
-    _pipeline: StableDiffusion
+    _finish: Callable[[Array], Pictures]
 
     def preview(self) -> Pictures:
         """The foreseen picture x0, decoded, [b, H, W, 3] in [-1, 1]."""
-        return self._pipeline.to_pictures(self.x0)
+        return self._finish(self.x0)
 
     def pictures(self) -> Pictures:
         """The latents of this step, decoded; after the last step, the result."""
-        return self._pipeline.to_pictures(self.latents)
+        return self._finish(self.latents)
 
 
 @partial(jax.jit, static_argnames=("graph", "guided", "attention"))
-def _predict(graph, state, x, t, texts, guided: bool, attention: bool):
-    """Both predictions of one forward pass: the batch holds [uncond, text], in the order of LDM and diffusers."""
+def _predict(graph, state, x, t, texts, beside, guided: bool, attention: bool):
+    """Both predictions of one forward pass: the batch holds [uncond, text], in the order of LDM and diffusers.
+
+    `beside` [b, h, w, k] are further channels that the network sees, the same in both halves; None for none.
+    """
     unet = nnx.merge(graph, state)
+    x = x if beside is None else jnp.concatenate([x, beside], axis=-1)
     if not guided:
         out = unet(x, t, texts, attention=attention)
         both, maps = out if attention else (out, None)
@@ -69,29 +75,15 @@ def _predict(graph, state, x, t, texts, guided: bool, attention: bool):
 
 
 @partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided"))
-def _scan(graph, sampler, kind, guided, state, x, texts, table, guidance, eta, keys):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, guided, False)
-    return samplers.scan(predict, SAMPLERS[sampler].step, kind, x, table, guidance, eta, keys)
+def _scan(graph, sampler, kind, guided, state, x, texts, beside, keep, table, guidance, eta, keys):
+    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, guided, False)
+    return samplers.scan(predict, SAMPLERS[sampler].step, kind, x, table, guidance, eta, keys, keep)
 
 
 @partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided", "attention"))
-def _advance(graph, sampler, kind, guided, attention, state, x, x0_last, row, texts, guidance, eta, keys):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, guided, attention)
-    return samplers.advance(predict, SAMPLERS[sampler].step, kind, x, x0_last, row, guidance, eta, keys)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One checked request: everything that either loop needs."""
-
-    sampler: str
-    table: Plan
-    texts: Array  # [2n, 77, d], without and with the prompt; [n, 77, d] where there is no guidance
-    guided: bool
-    guidance: Array
-    eta: Array
-    keys: Array
-    x: Array  # [n, h, w, z], where the loop starts
+def _advance(graph, sampler, kind, guided, attention, state, x, x0_last, row, texts, beside, keep, guidance, eta, keys):
+    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, guided, attention)
+    return samplers.advance(predict, SAMPLERS[sampler].step, kind, x, x0_last, row, guidance, eta, keys, keep)
 
 
 class StableDiffusion:
@@ -122,13 +114,13 @@ class StableDiffusion:
         seed is the same alone (num_images=1, first_image=i) and in a batch. Raises InputError for a bad argument,
         FloatingPointError if the result is not finite.
         """
-        return self._run(self._text_job(prompt, **options))
+        return self._run(request.text(self, prompt, **options))
 
     def txt2img_steps(
         self, prompt: str | Sequence[str], *, attention: bool = False, **options: Any
     ) -> Iterator[Snapshot]:
         """The same as `txt2img`, step by step: yields a Snapshot after each."""
-        return self._walk(self._text_job(prompt, **options), attention)
+        return self._walk(request.text(self, prompt, **options), attention)
 
     def img2img(self, prompt: str | Sequence[str], image: Any, strength: float = 0.7, **options: Any) -> Pictures:
         """Pictures of a prompt that start from `image` instead of from noise: SDEdit, arXiv:2108.01073.
@@ -136,13 +128,32 @@ class StableDiffusion:
         `image` is [H, W, 3] or [1, H, W, 3], float in [-1, 1] or uint8, sides multiples of 8. `strength` in [0, 1] is
         the share of the steps that are taken; at 0 the picture goes through the VAE only. Options as in `txt2img`.
         """
-        return self._run(self._image_job(prompt, image, strength, **options))
+        return self._run(request.image(self, prompt, image, strength, **options))
 
     def img2img_steps(
         self, prompt: str | Sequence[str], image: Any, strength: float = 0.7, *, attention: bool = False, **options: Any
     ) -> Iterator[Snapshot]:
         """The same as `img2img`, step by step; yields nothing where `strength` leaves no step to take."""
-        return self._walk(self._image_job(prompt, image, strength, **options), attention)
+        return self._walk(request.image(self, prompt, image, strength, **options), attention)
+
+    def inpaint(
+        self, prompt: str | Sequence[str], image: Any, mask: Any, strength: float = 1.0, paste: bool = True,
+        **options: Any,
+    ) -> Pictures:
+        """Pictures in which `image` is painted anew where `mask` is 1, and stays where it is 0.
+
+        `mask` is [H, W] of the image's size: bool, uint8 or floats in [0, 1], cut at a half. Weights for inpainting
+        (9 channels) see mask and surroundings; with any other the surroundings are put back at each step. `paste` puts
+        the image's own pixels back outside the mask, which else went through the VAE. The rest as in `img2img`.
+        """
+        return self._run(request.inpaint(self, prompt, image, mask, strength, paste, **options))
+
+    def inpaint_steps(
+        self, prompt: str | Sequence[str], image: Any, mask: Any, strength: float = 1.0, paste: bool = True, *,
+        attention: bool = False, **options: Any,
+    ) -> Iterator[Snapshot]:
+        """The same as `inpaint`, step by step; yields nothing where `strength` leaves no step to take."""
+        return self._walk(request.inpaint(self, prompt, image, mask, strength, paste, **options), attention)
 
     def similarity(self, pictures: Any, texts: str | Sequence[str]) -> Float[np.ndarray, "n m"]:
         """The cosine between every picture and every text, float32 [pictures, texts].
@@ -165,90 +176,28 @@ class StableDiffusion:
     # ---- how it is done ------------------------------------------------------------------------------------
 
     def _run(self, job: Job) -> Pictures:
-        if len(job.table.t) == 0:
-            return self.to_pictures(job.x)
-        x = _scan(self.unet.graph, job.sampler, self.config.diffusion.prediction, job.guided, self.unet.state,
-                  job.x, job.texts, job.table, job.guidance, job.eta, job.keys)
-        return self.to_pictures(x)
+        x = job.x
+        if len(job.table.t):
+            x = _scan(self.unet.graph, job.sampler, self.config.diffusion.prediction, job.guided, self.unet.state,
+                      x, job.texts, job.beside, job.keep, job.table, job.guidance, job.eta, job.keys)
+        return self._finish(job, x)
+
+    def _finish(self, job: Job, latents: Array) -> Pictures:
+        pictures = self.to_pictures(latents)
+        if job.paste is None:
+            return pictures
+        image, mask = job.paste
+        return mask * pictures + (1.0 - mask) * image
 
     def _walk(self, job: Job, attention: bool) -> Iterator[Snapshot]:
         def step(x, x0_last, row):
             return _advance(self.unet.graph, job.sampler, self.config.diffusion.prediction, job.guided, attention,
-                            self.unet.state, x, x0_last, row, job.texts, job.guidance, job.eta, job.keys)
+                            self.unet.state, x, x0_last, row, job.texts, job.beside, job.keep, job.guidance, job.eta,
+                            job.keys)
 
         for i, (row, s) in enumerate(samplers.steps(step, job.x, job.table)):
-            yield Snapshot(i, len(job.table.t), int(row.t), s.x, s.x0, s.eps_uncond, s.eps_text, s.maps, self)
-
-    def _text_job(self, prompt: str | Sequence[str], height: int | None = None, width: int | None = None,
-                  **options: Any) -> Job:
-        height, width = (self._side(n, v) for n, v in (("height", height), ("width", width)))
-        job, keys = self._job(prompt, **options)
-        x = samplers.noise(keys, 0, (height, width, self.config.vae.latent_channels))
-        return Job(x=x, keys=keys, **job)
-
-    def _image_job(self, prompt: str | Sequence[str], image: Any, strength: float, **options: Any) -> Job:
-        if not 0.0 <= strength <= 1.0:
-            raise InputError(f"strength: found {strength}, expected a number from 0 to 1")
-        image = as_pictures(image, "image")
-        if len(image) != 1:
-            raise InputError(f"image: found {len(image)} pictures, expected one")
-        for name, side in (("height", image.shape[1]), ("width", image.shape[2])):
-            self._side(f"image {name}", side)
-        for name in ("height", "width"):
-            if options.pop(name, None) is not None:
-                raise InputError(f"{name}: image to image keeps the size of its image; resize the image instead")
-        job, keys = self._job(prompt, **options)
-        posterior = self.vae.encode(image)
-        # LDM draws from the posterior (scripts/img2img.py get_first_stage_encoding); each image has its own draw.
-        draw = samplers.noise(keys, samplers.POSTERIOR, posterior.mean.shape[1:])
-        latent = self.config.vae.scale * (posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draw)
-        # The first (1 - strength) of the steps: diffusers pipeline_stable_diffusion_img2img.py get_timesteps.
-        table: Plan = job.pop("table")
-        left_out = len(table.t) - min(int(len(table.t) * strength), len(table.t))
-        table = Plan(*(column[left_out:] for column in table))
-        if len(table.t):
-            table.a_last[0] = 0.0  # a multistep solver has no step before this one
-            latent = samplers.start(latent, samplers.noise(keys, 0, latent.shape[1:]), table)
-        return Job(x=latent, keys=keys, table=table, **job)
-
-    def _job(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", steps: int = 50,
-        guidance_scale: float = 7.5, seed: int = 0, num_images: int = 1, first_image: int = 0, sampler: str = "ddim",
-        eta: float = 0.0,
-    ) -> tuple[dict[str, Any], Array]:
-        """The checked settings and the images' keys; the loop's start is for the caller to add."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-        most = self.config.diffusion.train_steps
-        for name, good, found, expected in (
-            ("prompt", len(prompts) > 0, prompts, "at least one"),
-            ("negative_prompt", len(negatives) == len(prompts), len(negatives), f"one, or {len(prompts)}"),
-            ("steps", _is_int(steps) and 1 <= steps <= most, steps, f"a whole number from 1 to {most}"),
-            ("guidance_scale", np.isfinite(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
-            ("seed", _is_int(seed) and 0 <= seed < 2**32, seed, "a whole number from 0 to 2^32 - 1"),
-            ("num_images", _is_int(num_images) and num_images >= 1, num_images, "a whole number from 1"),
-            ("first_image", _is_int(first_image) and 0 <= first_image < 2**31, first_image, "a whole number from 0"),
-            ("sampler", sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
-            ("eta", 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta, "0 to 1, and 0 but for ddim"),
-        ):
-            if not good:
-                raise InputError(f"{name}: found {found}, expected {expected}")
-        guided = guidance_scale != 1.0
-        texts = [self.text_encoder(np.repeat(self.tokenizer(t), num_images, axis=0)) for t in
-                 ([negatives, prompts] if guided else [prompts])]
-        job = {
-            "sampler": sampler, "table": SAMPLERS[sampler].plan(self.config.diffusion, steps), "guided": guided,
-            "texts": jnp.concatenate(texts), "guidance": jnp.float32(guidance_scale), "eta": jnp.float32(eta),
-        }
-        return job, samplers.image_keys(seed, first_image, len(prompts) * num_images)
-
-    def _side(self, name: str, value: int | None) -> int:
-        """A picture's side in latents; None is the model's own size."""
-        factor = self.config.vae.factor
-        value = self.config.image_size if value is None else value
-        if not _is_int(value) or value < factor or value % factor:
-            raise InputError(f"{name}: found {value}, expected a multiple of {factor}")
-        return value // factor
+            yield Snapshot(i, len(job.table.t), int(row.t), s.x, s.x0, s.eps_uncond, s.eps_text, s.maps,
+                           partial(self._finish, job))
 
 
 @dataclass(frozen=True)
@@ -287,22 +236,3 @@ def centre(pictures: Pictures, size: int) -> Float[Array, "b s s 3"]:
     resized = jax.image.resize(pictures, (b, height, width, c), "cubic", antialias=True)
     top, left = (height - size) // 2, (width - size) // 2
     return jnp.clip(resized[:, top : top + size, left : left + size], -1.0, 1.0)
-
-
-def as_pictures(pictures: Any, name: str) -> Pictures:
-    """Pictures as float32 [b, H, W, 3] in [-1, 1], from floats or uint8, one or many; InputError if they are not."""
-    array = np.asarray(pictures)
-    array = array[None] if array.ndim == 3 else array
-    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
-        raise InputError(f"{name}: found shape {list(np.shape(pictures))}, expected [H, W, 3] or [b, H, W, 3]")
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 127.5 - 1.0
-    array = array.astype(np.float32)
-    if not (np.isfinite(array).all() and np.abs(array).max() <= 1.0 + 1e-3):
-        found = f"values from {array.min():g} to {array.max():g}"
-        raise InputError(f"{name}: found {found}, expected uint8, or floats in [-1, 1]")
-    return array
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -42,6 +42,20 @@ class Step(NamedTuple):
     maps: Any
 
 
+class Keep(NamedTuple):
+    """What a loop must not change: the part of a picture outside a mask."""
+
+    x0: Float[Array, "b h w c"]  # the picture's latent
+    noise: Float[Array, "b h w c"]  # what it is noised with, the same at every step
+    mask: Float[Array, "b h w 1"]  # 1 where the loop may paint
+    last: Int[np.ndarray, ""]  # the index of the last step, after which the picture stands there without noise
+
+    def put_back(self, x: Array, s: Plan) -> Float[Array, "b h w c"]:
+        """x after a step, with the picture as noisy as x outside the mask."""
+        a = jnp.where(s.index == self.last, 1.0, s.a_next)
+        return self.mask * x + (1.0 - self.mask) * add_noise(self.x0, self.noise, a)
+
+
 # ---- the timesteps -----------------------------------------------------------------------------------------
 
 
@@ -166,25 +180,27 @@ def noise(keys: Array, number: int | Array, shape: tuple[int, ...]) -> Float[Arr
 
 def advance(
     predict: Predict, sampler: Callable[..., Array], kind: str, x: Array, x0_last: Array, s: Plan,
-    guidance: Array, eta: Array, keys: Array,
+    guidance: Array, eta: Array, keys: Array, keep: Keep | None = None,
 ) -> Step:
     """One step of any solver: ask the network, guide, and move on; `s` is one row of a plan."""
     t = jnp.full((x.shape[0],), s.t)
     unconditional, conditional, maps = predict(x, t)
     x0, eps = split_prediction(guide(unconditional, conditional, guidance), x, s.a, kind)
     x_next = sampler(x, x0, eps, x0_last, s, eta, noise(keys, s.index + 1, x.shape[1:]))
+    if keep is not None:
+        x_next = keep.put_back(x_next, s)
     of = lambda prediction: split_prediction(prediction, x, s.a, kind)[1]
     return Step(x_next, x0, of(unconditional), of(conditional), maps)
 
 
 def scan(
     predict: Predict, sampler: Callable[..., Array], kind: str, x: Array, table: Plan,
-    guidance: Array, eta: Array, keys: Array,
+    guidance: Array, eta: Array, keys: Array, keep: Keep | None = None,
 ) -> Float[Array, "b h w c"]:
     """All steps of a plan as one `lax.scan`, to be called under jit; gives the last latent."""
 
     def body(carry, s):
-        step = advance(predict, sampler, kind, *carry, s, guidance, eta, keys)
+        step = advance(predict, sampler, kind, *carry, s, guidance, eta, keys, keep)
         return (step.x, step.x0), None
 
     (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), jax.tree.map(jnp.asarray, table))

@@ -13,7 +13,8 @@ from sdjax.clip import ImageEncoder, TextEncoder
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.errors import InputError
 from sdjax.hardware import Network, TextNetwork, VAENetwork
-from sdjax.pipeline import StableDiffusion, as_pictures, centre
+from sdjax.images import as_pictures
+from sdjax.pipeline import StableDiffusion, centre
 from sdjax.tokenizer import Tokenizer
 from sdjax.unet import UNet
 from sdjax.vae import VAE

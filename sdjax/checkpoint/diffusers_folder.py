@@ -14,7 +14,17 @@ from typing import Any
 
 from sdjax.checkpoint.layouts import bare_tower, by_modules, modern_vae
 from sdjax.checkpoint.native import read_json
-from sdjax.checkpoint.parts import Checkpoint, File, Name, Part, WrongFamily, by_channels, check, check_tokenizer
+from sdjax.checkpoint.parts import (
+    Checkpoint,
+    File,
+    Name,
+    Part,
+    WrongFamily,
+    by_channels,
+    check,
+    check_tokenizer,
+    known_channels,
+)
 from sdjax.checkpoint.reader import SafetensorsFile, ShardedFile
 from sdjax.config import (
     PRESETS,
@@ -31,7 +41,7 @@ from sdjax.tokenizer import Tokenizer
 
 INDEX = "model_index.json"
 VOCABULARY = "sdjax_tokenizer.json"  # in tokenizer/, where the vocabulary is not CLIP's
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 STEMS = {  # of the weights' file names
     "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
     "image_encoder": "model",
@@ -190,7 +200,7 @@ def opened(folder: Path) -> Checkpoint:
     fields = {name: Fields(path := folder / name / "config.json", read_json(path), name) for name in ("unet", "vae")}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     unet, vae = unet_config(fields["unet"]), vae_config(fields["vae"])
-    if unet.in_channels != unet.out_channels:
+    if unet.in_channels not in known_channels(unet.out_channels):
         raise WrongFamily(folder, by_channels(unet.in_channels))
 
     path = folder / "text_encoder" / "config.json"

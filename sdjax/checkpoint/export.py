@@ -60,7 +60,7 @@ def _convolutions(config: ModelConfig) -> re.Pattern | None:
 
 
 def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
-    """Writes a model as a folder that diffusers' StableDiffusionPipeline.from_pretrained reads.
+    """Writes a model as a folder that diffusers' StableDiffusionPipeline.from_pretrained (or ...Inpaint...) reads.
 
     InputError if `folder` is there already or cannot be written.
     """
@@ -69,7 +69,10 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
         "text_encoder": _text(config.text), "vae": _vae(config), "unet": _unet(config),
         "image_encoder": _vision(config.vision) if "image_encoder" in parts else None,
     }
-    classes: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0", **CLASSES}
+    purpose = "" if config.unet.in_channels == config.unet.out_channels else "Inpaint"
+    classes: dict[str, Any] = {
+        "_class_name": f"StableDiffusion{purpose}Pipeline", "_diffusers_version": "0.30.0", **CLASSES
+    }
     if config.text.projection:
         classes["text_encoder"] = ["transformers", "CLIPTextModelWithProjection"]
     with written_folder(folder) as part:

@@ -17,8 +17,18 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from sdjax.checkpoint.layouts import UNREAD, bare_tower, by_modules, openclip_text, original_unet, original_vae
-from sdjax.checkpoint.parts import Checkpoint, File, Name, Part, WrongFamily, by_channels, check, check_tokenizer
-from sdjax.config import ModelConfig, TextConfig, from_dict, sd1, sd2_base
+from sdjax.checkpoint.parts import (
+    Checkpoint,
+    File,
+    Name,
+    Part,
+    WrongFamily,
+    by_channels,
+    check,
+    check_tokenizer,
+    known_channels,
+)
+from sdjax.config import ModelConfig, TextConfig, from_dict, sd1, sd1_inpaint, sd2_base, sd2_inpaint
 from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.tokenizer import Tokenizer
@@ -27,7 +37,8 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TRANSFORMERS, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 CONFIG, VOCABULARY = "sdjax.config", "sdjax.tokenizer"  # in the metadata of files that `to_original` wrote
 
-FAMILIES = {768: sd1, 1024: sd2_base}  # by the width of the text that the UNet reads
+WIDTHS = (768, 1024)  # of the text that the UNet reads
+FAMILIES = {(768, 4): sd1, (1024, 4): sd2_base, (768, 9): sd1_inpaint, (1024, 9): sd2_inpaint}  # and its channels
 CONTEXT = re.compile(rf"{re.escape(UNET)}.*attn2\.to_k\.weight")
 
 # What other files begin with, or contain, that people have lying beside these.
@@ -87,7 +98,7 @@ def opened(file: File) -> Checkpoint:
         "unet": Part.of("unet", config.unet, file, split[UNET], lambda p: original_unet(p, config.unet), UNET),
     }
     tokenizer = check_tokenizer(vocabulary(file, config.text), config.text, str(file.path))
-    # SD 1.x was never trained on v; in SD 2.x the two have the same tensors.
+    # SD 1.x and inpainting were never trained on v; in SD 2.x the two have the same tensors.
     known = CONFIG in file.metadata or config.name != "sd2-base"
     return Checkpoint(Path(file.path), "original", config, tokenizer, parts, strays, known)
 
@@ -101,15 +112,17 @@ def unread_of_text(c: TextConfig, openclip: bool) -> re.Pattern:
 
 
 def by_shapes(file: File, openclip: bool) -> ModelConfig:
-    """The family of a released file; told by the width of the text."""
+    """The family of a released file; told by the width of the text and the channels that the UNet takes in."""
     conv_in = f"{UNET}input_blocks.0.0.weight"
-    if conv_in in file.names() and len(shape := file.shape(conv_in)) == 4 and shape[1] != 4:
-        raise WrongFamily(file.path, by_channels(shape[1]))
+    shape = file.shape(conv_in) if conv_in in file.names() else ()
+    channels = shape[1] if len(shape) == 4 else 4
     widths = [file.shape(name)[-1] for name in file.names() if CONTEXT.fullmatch(name) and file.shape(name)]
     width = widths[0] if widths else 1024 if openclip else 768
-    if width not in FAMILIES:
+    if channels not in known_channels(4):
+        raise WrongFamily(file.path, by_channels(channels))
+    if width not in WIDTHS:
         raise WrongFamily(file.path, f"a model whose UNet reads texts of width {width}")
-    return FAMILIES[width]()
+    return FAMILIES[width, channels]()
 
 
 def told(file: File) -> ModelConfig:

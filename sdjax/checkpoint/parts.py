@@ -16,7 +16,7 @@ from sdjax.checkpoint import tree
 from sdjax.checkpoint.layouts import FROM_TORCH, Shape, Table, stored_shape, turned
 from sdjax.checkpoint.reader import SafetensorsFile, ShardedFile
 from sdjax.clip import ImageEncoder, TextEncoder
-from sdjax.config import ModelConfig
+from sdjax.config import PURPOSES, ModelConfig
 from sdjax.errors import InputError
 from sdjax.hardware import Network, TextNetwork, VAENetwork
 from sdjax.tokenizer import Tokenizer
@@ -160,7 +160,7 @@ def check(config: ModelConfig, source: str) -> None:
     A file can claim anything; this also keeps a hostile one from having a million layers built.
     """
     text, vae, unet, diffusion = config.text, config.vae, config.unet, config.diffusion
-    if unet.in_channels != unet.out_channels or unet.classes is not None:
+    if unet.in_channels not in known_channels(unet.out_channels) or unet.classes is not None:
         raise WrongFamily(source, by_channels(unet.in_channels))
     check_tower(text, "text", source)
     if config.vision is not None:
@@ -170,7 +170,7 @@ def check(config: ModelConfig, source: str) -> None:
         ("vae", 1 <= len(vae.channels) <= 8 and 1 <= vae.blocks <= 16 and 1 <= vae.latent_channels <= 64),
         ("vae widths and groups", vae.groups > 0 and all(0 < n <= 2**14 and n % vae.groups == 0 for n in vae.channels)),
         ("vae scale", 0.0 < vae.scale < 1e6),
-        ("unet", 1 <= levels <= 8 and 1 <= unet.blocks <= 16 and unet.in_channels == vae.latent_channels),
+        ("unet", 1 <= levels <= 8 and 1 <= unet.blocks <= 16 and unet.out_channels == vae.latent_channels),
         ("unet levels", levels == len(unet.attention) == len(unet.heads) == len(unet.cross_only)),
         ("unet widths and groups",
          unet.groups > 0 and all(0 < n <= 2**14 and n % unet.groups == 0 for n in unet.channels)),
@@ -224,7 +224,11 @@ def check_tokenizer(tokenizer: Tokenizer, c: Any, source: str) -> Tokenizer:
     return tokenizer
 
 
+def known_channels(z: int) -> tuple[int, ...]:
+    """How many channels a UNet may take in: latents alone, or with a mask and a picture's latents (inpainting)."""
+    return z, 2 * z + 1
+
+
 def by_channels(n: int) -> str:
     """What a UNet is for, as its number of input channels tells."""
-    known = {5: "a depth-to-image model", 7: "the x4 upscaler", 8: "InstructPix2Pix", 9: "an inpainting model"}
-    return f"{known.get(n, 'a UNet for something else')} ({n} input channels)"
+    return f"{PURPOSES.get(n, 'a UNet for something else')} ({n} input channels)"

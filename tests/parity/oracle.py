@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,8 +69,8 @@ def random_tensor(name: str, shape: tuple[int, ...], draw: np.random.Generator) 
     return np.float32(1.0) + np.float32(0.2) * x if name.endswith("weight") else np.float32(0.1) * x
 
 
-def write_original(path: Path, family: str, dtype: type, seed: int) -> None:
-    """One file with exactly the names and shapes of the released one."""
+def write_original(path: Path, family: str, dtype: type, seed: int, channels: int = 4) -> None:
+    """One file with exactly the names and shapes of the released one; of 9 channels, the one for inpainting."""
     draw = np.random.default_rng(seed)
     version = family[-1]
     lists = {UNET: f"UNET-v{version}-SD", VAE: "VAE-v1-SD", TEXT[family]: f"CLIP-v{version}-SD"}
@@ -77,10 +78,12 @@ def write_original(path: Path, family: str, dtype: type, seed: int) -> None:
         prefix + name: np.asarray(random_tensor(name, tuple(shape), draw), np.int64 if "_ids" in name else dtype)
         for prefix, keys in lists.items() for name, shape in KEYS[keys].items()
     }
+    conv_in = f"{UNET}input_blocks.0.0.weight"
+    tensors[conv_in] = np.asarray(random_tensor(conv_in, (320, channels, 3, 3), draw), dtype)
     save_file(tensors, path)
 
 
-def write_configs(folder: Path, family: str) -> None:
+def write_configs(folder: Path, family: str, kind: type, channels: int) -> None:
     """The configuration files of a released diffusers folder, without weights."""
     classes = {
         "unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL"),
@@ -88,7 +91,8 @@ def write_configs(folder: Path, family: str) -> None:
         "scheduler": ("diffusers", "DDIMScheduler"),
     }
     configs = CONFIGS[family] | {"vae": VAE_CONFIG}
-    files = {"model_index.json": {"_class_name": "StableDiffusionPipeline", **classes}}
+    configs["unet"] = configs["unet"] | {"in_channels": channels}
+    files = {"model_index.json": {"_class_name": kind.__name__, **classes}}
     for part, values in configs.items():
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         files[f"{part}/{name}"] = {"_class_name": classes[part][1], **values}
@@ -111,10 +115,12 @@ def clip_tokenizer(folder: Path, padding: str) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def diffusers_pipeline(path: Path, folder: Path, family: str) -> StableDiffusionPipeline:
+def diffusers_pipeline(
+    path: Path, folder: Path, family: str, kind: type = StableDiffusionPipeline, channels: int = 4
+) -> Any:
     """The file at `path` as diffusers loads it, in float32, with DDIM; `folder` is for what it needs beside."""
-    write_configs(folder / "configs", family)
-    return StableDiffusionPipeline.from_single_file(
+    write_configs(folder / "configs", family, kind, channels)
+    return kind.from_single_file(
         str(path), config=str(folder / "configs"), local_files_only=True, torch_dtype=torch.float32,
         tokenizer=clip_tokenizer(folder / "tokenizer", "<|endoftext|>" if family == "sd1" else "!"),
         scheduler=DDIMScheduler(**CONFIGS[family]["scheduler"]), safety_checker=None, feature_extractor=None,

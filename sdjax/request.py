@@ -1,0 +1,188 @@
+"""What is asked of a model, checked and made ready: prompts, sizes, pictures and masks become a Job for the loop.
+
+Each function takes the model and what the caller gave, and raises InputError for what cannot be drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdjax import samplers
+from sdjax.config import PURPOSES
+from sdjax.errors import InputError
+from sdjax.images import as_mask, as_pictures
+from sdjax.samplers import SAMPLERS, Keep, Plan
+
+if TYPE_CHECKING:
+    from sdjax.pipeline import StableDiffusion
+
+MASKED = samplers.POSTERIOR + 1  # the number of the draw from the posterior of the picture with a hole
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checked request: everything that either loop needs."""
+
+    sampler: str
+    table: Plan
+    texts: Array  # [2n, 77, d], without and with the prompt; [n, 77, d] where there is no guidance
+    guided: bool
+    guidance: Array
+    eta: Array
+    keys: Array
+    x: Array  # [n, h, w, z], where the loop starts
+    beside: Array | None = None  # [n, h, w, k], channels that the network sees beside the latents
+    keep: Keep | None = None  # what the loop must not change
+    paste: tuple[np.ndarray, np.ndarray] | None = None  # picture and mask [1, H, W, 3 and 1]: pixels that are put back
+
+
+def text(
+    sd: StableDiffusion, prompt: str | Sequence[str], height: int | None = None, width: int | None = None,
+    **options: Any,
+) -> Job:
+    """From noise."""
+    _require_purpose(sd, "txt2img", 0)
+    height, width = (_side(sd, n, v) for n, v in (("height", height), ("width", width)))
+    job, keys = _settings(sd, prompt, **options)
+    return Job(x=samplers.noise(keys, 0, (height, width, sd.config.vae.latent_channels)), keys=keys, **job)
+
+
+def image(sd: StableDiffusion, prompt: str | Sequence[str], picture: Any, strength: float, **options: Any) -> Job:
+    """From a picture with noise on it: SDEdit, arXiv:2108.01073."""
+    _require_purpose(sd, "img2img", 0)
+    picture = _one_picture(sd, picture, options)
+    job, keys = _settings(sd, prompt, **options)
+    latent = _encoded(sd, picture, keys, samplers.POSTERIOR)
+    job["table"] = table = _last_share(job["table"], strength)
+    if len(table.t):
+        latent = samplers.start(latent, samplers.noise(keys, 0, latent.shape[1:]), table)
+    return Job(x=latent, keys=keys, **job)
+
+
+def inpaint(
+    sd: StableDiffusion, prompt: str | Sequence[str], picture: Any, mask: Any, strength: float = 1.0,
+    paste: bool = True, **options: Any,
+) -> Job:
+    """A picture painted anew where `mask` is 1.
+
+    A network of 2 z + 1 channels sees mask and surroundings, [latent z, mask 1, masked picture z]:
+    LatentInpaintDiffusion in ldm/models/diffusion/ddpm.py. One of z channels sees neither, and what is outside the
+    mask is put back into its latents after each step, with the noise that belongs there: diffusers,
+    pipeline_stable_diffusion_inpaint.py.
+    """
+    z = sd.config.vae.latent_channels
+    _require_purpose(sd, "inpaint", 0, z + 1)  # beside the latents: nothing, or mask and picture
+    picture = _one_picture(sd, picture, options)
+    pixels = as_mask(mask, picture.shape[1:3])
+    job, keys = _settings(sd, prompt, **options)
+    job["table"] = table = _last_share(job["table"], strength)
+    f = sd.config.vae.factor
+    latent_mask = jnp.asarray(pixels[:, ::f, ::f])  # nearest: torch's takes the first pixel of each cell
+    latent = _encoded(sd, picture, keys, samplers.POSTERIOR)
+    eps = samplers.noise(keys, 0, latent.shape[1:])
+    x = latent if len(table.t) == 0 else eps if strength == 1.0 else samplers.start(latent, eps, table)
+    own: dict[str, Any] = {"paste": (picture, pixels) if paste else None}
+    if sd.config.unet.in_channels == z:
+        own["keep"] = Keep(latent, eps, latent_mask, table.index[-1:].max(initial=0))
+    else:
+        hollow = _encoded(sd, picture * (1.0 - pixels), keys, MASKED)
+        everywhere = jnp.broadcast_to(latent_mask, (*hollow.shape[:3], 1))
+        own["beside"] = jnp.concatenate([everywhere, hollow], axis=-1)
+    return Job(x=x, keys=keys, **job, **own)
+
+
+# ---- checks ------------------------------------------------------------------------------------------------
+
+
+def _require_purpose(sd: StableDiffusion, asked: str, *extra: int) -> None:
+    """InputError unless the network has one of the numbers of channels beside the latents that `asked` can fill."""
+    c = sd.config
+    beside = c.unet.in_channels - c.vae.latent_channels
+    if beside not in extra:
+        does = PURPOSES.get(c.unet.in_channels, f"for {c.unet.in_channels} input channels")
+        raise InputError(f"{asked}: these weights are {does}, which cannot do that; load others, or use them for that")
+
+
+def _one_picture(sd: StableDiffusion, picture: Any, options: dict[str, Any]) -> np.ndarray:
+    """A picture [1, H, W, 3] whose sides the VAE can halve; no other size may be asked for."""
+    picture = as_pictures(picture, "image")
+    if len(picture) != 1:
+        raise InputError(f"image: found {len(picture)} pictures, expected one")
+    for name, side in (("height", picture.shape[1]), ("width", picture.shape[2])):
+        _side(sd, f"image {name}", side)
+    for name in ("height", "width"):
+        if options.pop(name, None) is not None:
+            raise InputError(f"{name}: image to image keeps the size of its image; resize the image instead")
+    return picture
+
+
+def _encoded(sd: StableDiffusion, picture: np.ndarray, keys: Array, number: int) -> Float[Array, "n h w z"]:
+    """A scaled latent for each key, drawn from the posterior of one picture.
+
+    LDM draws too (scripts/img2img.py get_first_stage_encoding); each image has its own draw.
+    """
+    posterior = sd.vae.encode(picture)
+    draw = samplers.noise(keys, number, posterior.mean.shape[1:])
+    return sd.config.vae.scale * (posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draw)
+
+
+def _last_share(table: Plan, strength: float) -> Plan:
+    """The last `strength` of the steps: diffusers pipeline_stable_diffusion_img2img.py get_timesteps."""
+    if not 0.0 <= strength <= 1.0:
+        raise InputError(f"strength: found {strength}, expected a number from 0 to 1")
+    left_out = len(table.t) - min(int(len(table.t) * strength), len(table.t))
+    table = Plan(*(column[left_out:] for column in table))
+    if len(table.t):
+        table.a_last[0] = 0.0  # a multistep solver has no step before this one
+    return table
+
+
+def _settings(
+    sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", steps: int = 50,
+    guidance_scale: float = 7.5, seed: int = 0, num_images: int = 1, first_image: int = 0, sampler: str = "ddim",
+    eta: float = 0.0,
+) -> tuple[dict[str, Any], Array]:
+    """The checked settings and the images' keys; the loop's start is for the caller to add."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+    most = sd.config.diffusion.train_steps
+    for name, good, found, expected in (
+        ("prompt", len(prompts) > 0, prompts, "at least one"),
+        ("negative_prompt", len(negatives) == len(prompts), len(negatives), f"one, or {len(prompts)}"),
+        ("steps", _is_int(steps) and 1 <= steps <= most, steps, f"a whole number from 1 to {most}"),
+        ("guidance_scale", np.isfinite(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
+        ("seed", _is_int(seed) and 0 <= seed < 2**32, seed, "a whole number from 0 to 2^32 - 1"),
+        ("num_images", _is_int(num_images) and num_images >= 1, num_images, "a whole number from 1"),
+        ("first_image", _is_int(first_image) and 0 <= first_image < 2**31, first_image, "a whole number from 0"),
+        ("sampler", sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
+        ("eta", 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta, "0 to 1, and 0 but for ddim"),
+    ):
+        if not good:
+            raise InputError(f"{name}: found {found}, expected {expected}")
+    guided = guidance_scale != 1.0
+    texts = [sd.text_encoder(np.repeat(sd.tokenizer(t), num_images, axis=0)) for t in
+             ([negatives, prompts] if guided else [prompts])]
+    job = {
+        "sampler": sampler, "table": SAMPLERS[sampler].plan(sd.config.diffusion, steps), "guided": guided,
+        "texts": jnp.concatenate(texts), "guidance": jnp.float32(guidance_scale), "eta": jnp.float32(eta),
+    }
+    return job, samplers.image_keys(seed, first_image, len(prompts) * num_images)
+
+
+def _side(sd: StableDiffusion, name: str, value: int | None) -> int:
+    """A picture's side in latents; None is the model's own size."""
+    factor = sd.config.vae.factor
+    value = sd.config.image_size if value is None else value
+    if not _is_int(value) or value < factor or value % factor:
+        raise InputError(f"{name}: found {value}, expected a multiple of {factor}")
+    return value // factor
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
