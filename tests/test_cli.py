@@ -53,6 +53,9 @@ def run(monkeypatch, capsys, tmp_path):
         (["txt2img", "a", "--colour", "red"], "No such option"),
         (["img2img", "a"], "--image: missing"),
         (["img2img", "a", "--image", "nowhere.png"], "nowhere.png"),
+        (["inpaint", "a"], "--image: missing"),
+        (["inpaint", "a", "--image", "nowhere.png"], "--mask: missing"),
+        (["inpaint", "a", "--image", "nowhere.png", "--mask", "nowhere.png"], "nowhere.png"),
         (["info", "nowhere"], "nowhere"),
         (["convert", "nowhere", "here"], "nowhere"),
         (["download", "sd99"], "sd99"),
@@ -110,7 +113,26 @@ def test_img2img_keeps_the_size_of_its_picture_in_multiples_of_8(run):
     assert run("img2img", "--like", "out.png", "--image", "in.png", "--out", "again.png")[0] == 0
 
 
+def test_inpaint_leaves_what_the_mask_leaves_out(run):
+    picture = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+    mask = np.zeros((32, 40), np.uint8)
+    mask[:, 24:] = 255
+    Image.fromarray(picture).save("in.png")
+    Image.fromarray(mask).save("mask.png")
+    given = ("--image", "in.png", "--mask", "mask.png", "--steps", "2")
+    assert run("inpaint", "a red cube", *given, "--preview", "--out", "out.png")[0] == 0
+    painted = np.asarray(Image.open("out.png"))
+    assert np.array_equal(painted[:, :24], picture[:, :24]) and not np.array_equal(painted[:, 24:], picture[:, 24:])
+    hole = np.asarray(Image.open("out-mask.png"))
+    assert np.array_equal(hole[:, :24], picture[:, :24]) and np.ptp(hole[:, 24:]) == 0
+    assert run("inpaint", "--like", "out.png", *given[:4], "--out", "again.png")[0] == 0
+    assert np.array_equal(np.asarray(Image.open("again.png")), painted)
+    Image.new("L", (8, 8)).save("small.png")
+    code, _, err = run("inpaint", "a", "--image", "in.png", "--mask", "small.png")
+    assert code == 2 and "mask: found shape [8, 8], expected [32, 40]" in err
+
+
 def test_help_names_every_command(run):
     _, out, _ = run("--help")
-    for command in ("txt2img", "img2img", "convert", "info", "download", "train", "evaluate", "sweep"):
+    for command in ("txt2img", "img2img", "inpaint", "convert", "info", "download", "train", "evaluate", "sweep"):
         assert command in out
