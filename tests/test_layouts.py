@@ -46,11 +46,17 @@ def released(version):
 
 
 @pytest.mark.parametrize(
-    ("version", "family", "text", "unet"),
-    [(1, "sd1", 123_060_480, 859_520_964), (2, "sd2-base", 340_387_840, 865_910_724)],
+    ("version", "channels", "family", "text", "unet"),
+    [
+        (1, 4, "sd1", 123_060_480, 859_520_964), (2, 4, "sd2-base", 340_387_840, 865_910_724),
+        # The files for inpainting have the same names, and five more channels to take in: 5 x 9 x 320 weights.
+        (1, 9, "sd1-inpaint", 123_060_480, 859_535_364), (2, 9, "sd2-inpaint", 340_387_840, 865_925_124),
+    ],
 )
-def test_every_tensor_of_a_released_file_has_its_place_and_every_parameter_its_tensor(version, family, text, unet):
-    found = original_file.opened(Header(released(version)))
+def test_every_tensor_of_a_released_file_has_its_place_and_every_parameter_its_tensor(
+    version, channels, family, text, unet
+):
+    found = original_file.opened(Header(released(version) | {CONV_IN: [320, channels, 3, 3]}))
     assert found.problems() == []
     assert found.config.name == family
     assert {name: part.size for name, part in found.parts.items()} == {
@@ -78,6 +84,7 @@ def test_exporting_gives_the_names_and_shapes_of_a_released_file(version):
 def test_only_the_weights_can_tell_eps_from_v_and_only_in_sd2():
     assert original_file.opened(Header(released(1))).prediction_told
     assert not original_file.opened(Header(released(2))).prediction_told
+    assert original_file.opened(Header(released(2) | {CONV_IN: [320, 9, 3, 3]})).prediction_told  # was always eps
 
 
 def test_ema_copies_and_schedule_buffers_are_passed_over():
@@ -96,7 +103,7 @@ def test_anything_else_is_said_to_be_unknown():
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
-        (released(1) | {CONV_IN: [320, 9, 3, 3]}, r"an inpainting model \(9 input channels\)"),
+        (released(1) | {CONV_IN: [320, 8, 3, 3]}, r"InstructPix2Pix \(8 input channels\)"),
         (released(2) | {CONV_IN: [320, 5, 3, 3]}, r"a depth-to-image model \(5 input channels\)"),
         (released(2) | {CONV_IN: [256, 7, 3, 3]}, r"the x4 upscaler \(7 input channels\)"),
         (released(1) | {"depth_model.model.scratch.layer1_rn.weight": [256, 256, 3, 3]}, "a depth-to-image model"),

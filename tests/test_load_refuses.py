@@ -80,7 +80,8 @@ def test_metadata_that_is_no_configuration_is_refused(text, original):
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        ("unet", {"in_channels": 9}, r"an inpainting model \(9 input channels\)"),
+        ("unet", {"in_channels": 8}, r"InstructPix2Pix \(8 input channels\)"),
+        ("unet", {"in_channels": 9}, r"conv_in.weight .*expected.*9"),
         ("unet", {"block_out_channels": [4, "8"]}, r"unet/config.json: block_out_channels is .*, expected some of int"),
         ("unet", {"layers_per_block": 10**9}, "the configuration's unet cannot be"),
         ("unet", {"layers_per_block": 2}, "unet lacks down_blocks.0.attentions.1"),
