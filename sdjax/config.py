@@ -105,6 +105,7 @@ class ModelConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    low_res: DiffusionConfig | None = None  # the x4 upscaler noises the small picture on a schedule of its own
 
 
 def sd1() -> ModelConfig:
@@ -177,8 +178,24 @@ def sd2_inpaint() -> ModelConfig:
     return inpainting(sd2_base(), "sd2-inpaint")
 
 
+def x4_upscaler() -> ModelConfig:
+    """The x4 upscaler of Stable Diffusion 2: [ldm] configs/stable-diffusion/x4-upscaling.yaml."""
+    schedule = DiffusionConfig(beta_start=0.0001, beta_end=0.02)  # [ldm] linear_start, linear_end: both places
+    return dataclasses.replace(
+        sd2_base(), name="x4-upscaler",
+        vae=VAEConfig(channels=(128, 256, 512), scale=0.08333),  # f = 4
+        unet=UNetConfig(
+            in_channels=7,  # latent 4, noisy small picture 3
+            channels=(256, 512, 512, 1024), attention=(False, True, True, True), heads=(8, 8, 8, 8),
+            cross_only=(True, True, True, False),  # [ldm] disable_self_attentions
+            context_width=1024, classes=1000, linear_projection=True,
+        ),
+        diffusion=dataclasses.replace(schedule, prediction="v"), low_res=schedule,
+    )
+
+
 PRESETS = {"sd1": sd1, "sd2-base": sd2_base, "sd2": sd2, "sd1-inpaint": sd1_inpaint, "sd2-inpaint": sd2_inpaint,
-           "tiny": tiny}
+           "x4-upscaler": x4_upscaler, "tiny": tiny}
 
 # What a UNet is for, as its number of input channels tells where latents have 4.
 PURPOSES = {
@@ -199,13 +216,13 @@ def from_dict(values: dict[str, Any], source: str) -> ModelConfig:
     """
     parts = {
         "text": TextConfig, "vision": VisionConfig, "vae": VAEConfig, "unet": UNetConfig,
-        "diffusion": DiffusionConfig,
+        "diffusion": DiffusionConfig, "low_res": DiffusionConfig,
     }
     if not isinstance(values, dict):
         raise InputError(f"{source}: the configuration is not a JSON object; write it with `sdjax convert`")
     built = dict(values)
     for name, kind in parts.items():
-        if name == "vision" and built.get(name) is None:
+        if name in ("vision", "low_res") and built.get(name) is None:
             continue
         built[name] = _build(kind, built.get(name), f"{source}: {name}")
     return _build(ModelConfig, built, source)

@@ -57,32 +57,36 @@ class Snapshot:
 
 
 @partial(jax.jit, static_argnames=("graph", "guided", "attention"))
-def _predict(graph, state, x, t, texts, beside, guided: bool, attention: bool):
+def _predict(graph, state, x, t, texts, beside, classes, guided: bool, attention: bool):
     """Both predictions of one forward pass: the batch holds [uncond, text], in the order of LDM and diffusers.
 
-    `beside` [b, h, w, k] are further channels that the network sees, the same in both halves; None for none.
+    `beside` [b, h, w, k] are further channels that the network sees, `classes` [b] what is added to its time
+    embedding, the same in both halves; None for none.
     """
     unet = nnx.merge(graph, state)
     x = x if beside is None else jnp.concatenate([x, beside], axis=-1)
     if not guided:
-        out = unet(x, t, texts, attention=attention)
+        out = unet(x, t, texts, classes, attention=attention)
         both, maps = out if attention else (out, None)
         return both, both, maps
-    out = unet(jnp.concatenate([x, x]), jnp.concatenate([t, t]), texts, attention=attention)
+    twice = lambda a: None if a is None else jnp.concatenate([a, a])
+    out = unet(twice(x), twice(t), texts, twice(classes), attention=attention)
     both, maps = out if attention else (out, None)
     unconditional, conditional = jnp.split(both, 2)
     return unconditional, conditional, jax.tree.map(lambda p: jnp.split(p, 2)[1], maps)
 
 
 @partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided"))
-def _scan(graph, sampler, kind, guided, state, x, texts, beside, keep, table, guidance, eta, keys):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, guided, False)
+def _scan(graph, sampler, kind, guided, state, x, texts, beside, classes, keep, table, guidance, eta, keys):
+    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, classes, guided, False)
     return samplers.scan(predict, SAMPLERS[sampler].step, kind, x, table, guidance, eta, keys, keep)
 
 
 @partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided", "attention"))
-def _advance(graph, sampler, kind, guided, attention, state, x, x0_last, row, texts, beside, keep, guidance, eta, keys):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, guided, attention)
+def _advance(
+    graph, sampler, kind, guided, attention, state, x, x0_last, row, texts, beside, classes, keep, guidance, eta, keys
+):
+    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, classes, guided, attention)
     return samplers.advance(predict, SAMPLERS[sampler].step, kind, x, x0_last, row, guidance, eta, keys, keep)
 
 
@@ -155,6 +159,42 @@ class StableDiffusion:
         """The same as `inpaint`, step by step; yields nothing where `strength` leaves no step to take."""
         return self._walk(request.inpaint(self, prompt, image, mask, strength, paste, **options), attention)
 
+    def upscale(
+        self, prompt: str | Sequence[str], image: Any, noise_level: int = 20, tile: int = 128, **options: Any
+    ) -> Pictures:
+        """Pictures [n, 4 H, 4 W, 3] of `image` [H, W, 3], of any size, by the x4 upscaler.
+
+        `noise_level` is the timestep, 0 to 350, to which the small picture is noised first: higher keeps less of it.
+        What is larger than `tile` pixels, each way, is drawn in tiles of that size that overlap by an eighth, from one
+        noise, and blended, so that memory is that of one tile. Options as in `txt2img`, but for height and width.
+        """
+        picture = as_pictures(image, "image")
+        height, width = picture.shape[1:3]
+        if not (isinstance(tile, int) and tile >= 16):
+            raise InputError(f"tile: found {tile}, expected a whole number from 16")
+        if max(height, width) <= tile:
+            return self._run(request.upscale(self, prompt, picture, noise_level, **options))
+        picture = np.pad(picture, ((0, 0), (0, max(tile - height, 0)), (0, max(tile - width, 0)), (0, 0)), "edge")
+        f, overlap = self.config.vae.factor, tile // 8
+        rise = np.minimum(np.arange(f * tile) + 1, f * overlap)  # a straight line over the overlap, then level
+        weight = np.minimum(rise, rise[::-1]).astype(np.float32)
+        weight = (weight[:, None] * weight)[:, :, None]
+        total, weights = 0.0, np.zeros((f * picture.shape[1], f * picture.shape[2], 1), np.float32)
+        for corner in request.tiles(*picture.shape[1:3], tile, overlap):
+            drawn = self._run(request.upscale(self, prompt, picture, noise_level, corner, **options))
+            place = np.s_[f * corner.top : f * (corner.top + tile), f * corner.left : f * (corner.left + tile)]
+            if weights.max() == 0.0:
+                total = np.zeros((len(drawn), *weights.shape[:2], 3), np.float32)
+            total[:, *place] += weight * drawn
+            weights[place] += weight
+        return (total / weights)[:, : f * height, : f * width]
+
+    def upscale_steps(
+        self, prompt: str | Sequence[str], image: Any, noise_level: int = 20, *, attention: bool = False, **options: Any
+    ) -> Iterator[Snapshot]:
+        """The same as `upscale`, step by step, the whole picture in one tile."""
+        return self._walk(request.upscale(self, prompt, image, noise_level, **options), attention)
+
     def similarity(self, pictures: Any, texts: str | Sequence[str]) -> Float[np.ndarray, "n m"]:
         """The cosine between every picture and every text, float32 [pictures, texts].
 
@@ -179,7 +219,7 @@ class StableDiffusion:
         x = job.x
         if len(job.table.t):
             x = _scan(self.unet.graph, job.sampler, self.config.diffusion.prediction, job.guided, self.unet.state,
-                      x, job.texts, job.beside, job.keep, job.table, job.guidance, job.eta, job.keys)
+                      x, job.texts, job.beside, job.classes, job.keep, job.table, job.guidance, job.eta, job.keys)
         return self._finish(job, x)
 
     def _finish(self, job: Job, latents: Array) -> Pictures:
@@ -192,8 +232,8 @@ class StableDiffusion:
     def _walk(self, job: Job, attention: bool) -> Iterator[Snapshot]:
         def step(x, x0_last, row):
             return _advance(self.unet.graph, job.sampler, self.config.diffusion.prediction, job.guided, attention,
-                            self.unet.state, x, x0_last, row, job.texts, job.beside, job.keep, job.guidance, job.eta,
-                            job.keys)
+                            self.unet.state, x, x0_last, row, job.texts, job.beside, job.classes, job.keep,
+                            job.guidance, job.eta, job.keys)
 
         for i, (row, s) in enumerate(samplers.steps(step, job.x, job.table)):
             yield Snapshot(i, len(job.table.t), int(row.t), s.x, s.x0, s.eps_uncond, s.eps_text, s.maps,

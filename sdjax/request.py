@@ -5,9 +5,10 @@ Each function takes the model and what the caller gave, and raises InputError fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from sdjax import samplers
 from sdjax.config import PURPOSES
+from sdjax.diffusion import add_noise, alphas
 from sdjax.errors import InputError
 from sdjax.images import as_mask, as_pictures
 from sdjax.samplers import SAMPLERS, Keep, Plan
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from sdjax.pipeline import StableDiffusion
 
 MASKED = samplers.POSTERIOR + 1  # the number of the draw from the posterior of the picture with a hole
+SMALL = samplers.POSTERIOR + 2  # that of the noise on the picture to be enlarged
+MOST_NOISE = 350  # [ldm] configs/stable-diffusion/x4-upscaling.yaml max_noise_level
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Job:
     keys: Array
     x: Array  # [n, h, w, z], where the loop starts
     beside: Array | None = None  # [n, h, w, k], channels that the network sees beside the latents
+    classes: Array | None = None  # [n], a number that is added to the time embedding as a vector
     keep: Keep | None = None  # what the loop must not change
     paste: tuple[np.ndarray, np.ndarray] | None = None  # picture and mask [1, H, W, 3 and 1]: pixels that are put back
 
@@ -97,6 +102,49 @@ def inpaint(
     return Job(x=x, keys=keys, **job, **own)
 
 
+def upscale(
+    sd: StableDiffusion, prompt: str | Sequence[str], picture: Any, noise_level: int = 20, corner: Corner | None = None,
+    **options: Any,
+) -> Job:
+    """A picture four times as large, [h, w] to [4 h, 4 w]: latents are as large as the small picture.
+
+    The network sees [latent z, noisy small picture 3] and how noisy it is: LatentUpscaleDiffusion in
+    ldm/models/diffusion/ddpm.py, ImageConcatWithNoiseAugmentation in ldm/modules/diffusionmodules/upscaling.py.
+    `corner` cuts one tile out of the picture and out of all its noise.
+    """
+    _require_purpose(sd, "upscale", 3)
+    picture = _one_picture(sd, picture, options, 1)
+    most = min(MOST_NOISE, sd.config.unet.classes - 1)
+    if not (_is_int(noise_level) and 0 <= noise_level <= most):
+        raise InputError(f"noise_level: found {noise_level}, expected a whole number from 0 to {most}")
+    job, keys = _settings(sd, prompt, **options)
+    height, width = picture.shape[1:3]
+    noise = samplers.noise(keys, 0, (height, width, sd.config.vae.latent_channels))
+    share = jnp.float32(alphas(sd.config.low_res)[noise_level])
+    small = add_noise(jnp.asarray(picture), samplers.noise(keys, SMALL, (height, width, 3)), share)
+    if corner is not None:
+        noise, small = (x[:, corner.top : corner.top + corner.side, corner.left : corner.left + corner.side]
+                        for x in (noise, small))
+    return Job(x=noise, keys=keys, beside=small, classes=jnp.full(len(keys), noise_level), **job)
+
+
+class Corner(NamedTuple):
+    """Where a square tile lies in a picture, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+
+def tiles(height: int, width: int, side: int, overlap: int) -> list[Corner]:
+    """Square tiles that cover a picture, each overlapping its neighbours by `overlap` pixels or more."""
+    def starts(length: int) -> list[int]:
+        count = max(math.ceil((length - overlap) / (side - overlap)), 1)
+        return [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
+
+    return [Corner(top, left, side) for top in starts(height) for left in starts(width)]
+
+
 # ---- checks ------------------------------------------------------------------------------------------------
 
 
@@ -109,13 +157,15 @@ def _require_purpose(sd: StableDiffusion, asked: str, *extra: int) -> None:
         raise InputError(f"{asked}: these weights are {does}, which cannot do that; load others, or use them for that")
 
 
-def _one_picture(sd: StableDiffusion, picture: Any, options: dict[str, Any]) -> np.ndarray:
-    """A picture [1, H, W, 3] whose sides the VAE can halve; no other size may be asked for."""
+def _one_picture(
+    sd: StableDiffusion, picture: Any, options: dict[str, Any], multiple: int | None = None
+) -> np.ndarray:
+    """A picture [1, H, W, 3] whose sides are multiples, by default of the VAE's; no other size may be asked for."""
     picture = as_pictures(picture, "image")
     if len(picture) != 1:
         raise InputError(f"image: found {len(picture)} pictures, expected one")
     for name, side in (("height", picture.shape[1]), ("width", picture.shape[2])):
-        _side(sd, f"image {name}", side)
+        _side(sd, f"image {name}", side, multiple)
     for name in ("height", "width"):
         if options.pop(name, None) is not None:
             raise InputError(f"{name}: image to image keeps the size of its image; resize the image instead")
@@ -175,9 +225,9 @@ def _settings(
     return job, samplers.image_keys(seed, first_image, len(prompts) * num_images)
 
 
-def _side(sd: StableDiffusion, name: str, value: int | None) -> int:
+def _side(sd: StableDiffusion, name: str, value: int | None, multiple: int | None = None) -> int:
     """A picture's side in latents; None is the model's own size."""
-    factor = sd.config.vae.factor
+    factor = multiple or sd.config.vae.factor
     value = sd.config.image_size if value is None else value
     if not _is_int(value) or value < factor or value % factor:
         raise InputError(f"{name}: found {value}, expected a multiple of {factor}")

@@ -105,7 +105,7 @@ def test_anything_else_is_said_to_be_unknown():
     [
         (released(1) | {CONV_IN: [320, 8, 3, 3]}, r"InstructPix2Pix \(8 input channels\)"),
         (released(2) | {CONV_IN: [320, 5, 3, 3]}, r"a depth-to-image model \(5 input channels\)"),
-        (released(2) | {CONV_IN: [256, 7, 3, 3]}, r"the x4 upscaler \(7 input channels\)"),
+        (released(1) | {CONV_IN: [256, 7, 3, 3]}, r"the x4 upscaler \(7 input channels\)"),
         (released(1) | {"depth_model.model.scratch.layer1_rn.weight": [256, 256, 3, 3]}, "a depth-to-image model"),
         ({"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": [768], CONV_IN: [320, 4, 3, 3]},
          "Stable Diffusion XL"),

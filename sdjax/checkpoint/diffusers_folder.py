@@ -41,7 +41,8 @@ from sdjax.tokenizer import Tokenizer
 
 INDEX = "model_index.json"
 VOCABULARY = "sdjax_tokenizer.json"  # in tokenizer/, where the vocabulary is not CLIP's
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+             "StableDiffusionUpscalePipeline")
 STEMS = {  # of the weights' file names
     "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
     "image_encoder": "model",
@@ -219,7 +220,11 @@ def opened(folder: Path) -> Checkpoint:
 
     size = fields["unet"].take("sample_size", int, 64) * vae.factor
     diffusion = diffusion_config(Fields(scheduler, read_json(scheduler), "scheduler"))
-    config = named(ModelConfig(folder.name, size, text, vision, vae, unet, diffusion))
+    low_res = None
+    if unet.in_channels == unet.out_channels + 3:
+        path = folder / "low_res_scheduler" / "scheduler_config.json"
+        low_res = diffusion_config(Fields(path, read_json(path), "scheduler"))
+    config = named(ModelConfig(folder.name, size, text, vision, vae, unet, diffusion, low_res))
     check(config, str(folder))
     configs = {"text_encoder": text, "vae": vae, "unet": unet, "image_encoder": vision}
     parts = {name: part(name, configs[name], file, file.names()) for name, file in files.items()}

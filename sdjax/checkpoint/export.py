@@ -13,7 +13,7 @@ from sdjax.checkpoint import diffusers_folder, layouts, original_file, tree
 from sdjax.checkpoint.layouts import TO_TORCH, Table, turned
 from sdjax.checkpoint.native import Cast, is_clip, networks, write_json, written_folder
 from sdjax.checkpoint.reader import write_safetensors
-from sdjax.config import ModelConfig, TextConfig, VisionConfig, to_dict
+from sdjax.config import DiffusionConfig, ModelConfig, TextConfig, VisionConfig, to_dict
 from sdjax.hardware import Network
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import END, START, Tokenizer, _base_names
@@ -69,7 +69,8 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
         "text_encoder": _text(config.text), "vae": _vae(config), "unet": _unet(config),
         "image_encoder": _vision(config.vision) if "image_encoder" in parts else None,
     }
-    purpose = "" if config.unet.in_channels == config.unet.out_channels else "Inpaint"
+    z = config.unet.out_channels
+    purpose = {z: "", 2 * z + 1: "Inpaint", z + 3: "Upscale"}[config.unet.in_channels]
     classes: dict[str, Any] = {
         "_class_name": f"StableDiffusion{purpose}Pipeline", "_diffusers_version": "0.30.0", **CLASSES
     }
@@ -90,7 +91,12 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
             (part / "feature_extractor").mkdir()
             write_json(part / "feature_extractor" / "preprocessor_config.json", _pixels(config.vision))
         (part / "scheduler").mkdir()
-        write_json(part / "scheduler" / "scheduler_config.json", _scheduler(config))
+        write_json(part / "scheduler" / "scheduler_config.json", _scheduler(config.diffusion))
+        if config.low_res is not None:
+            (part / "low_res_scheduler").mkdir()
+            low_res = _scheduler(config.low_res) | {"_class_name": "DDPMScheduler", "clip_sample": True}
+            write_json(part / "low_res_scheduler" / "scheduler_config.json", low_res)
+            classes["low_res_scheduler"] = ["diffusers", "DDPMScheduler"]
         _write_vocabulary(sd.tokenizer, part / "tokenizer")
         write_json(part / diffusers_folder.INDEX, classes)
 
@@ -170,8 +176,7 @@ def _pixels(c: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _scheduler(config: ModelConfig) -> dict[str, Any]:
-    c = config.diffusion
+def _scheduler(c: DiffusionConfig) -> dict[str, Any]:
     words = {ours: theirs for theirs, ours in diffusers_folder.PREDICTIONS.items()}
     return diffusers_folder.FIXED["scheduler"] | {
         "_class_name": "DDIMScheduler", "num_train_timesteps": c.train_steps, "beta_start": c.beta_start,

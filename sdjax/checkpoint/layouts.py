@@ -55,8 +55,8 @@ OLD = re.compile(rf"(mid_block\.attentions\.0\.)({'|'.join(OLD_ATTENTION)})\.")
 
 # Of the original layout, what nothing reads: EMA copies and the noise schedule, which the configuration has.
 UNREAD = re.compile(
-    r"model_ema\..*|betas|logvar|((sqrt|log)_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?"
-    r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
+    r"model_ema\..*|logvar|(low_scale_model\.)?(betas|((sqrt|log)_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?"
+    r"|posterior_(variance|log_variance_clipped|mean_coef[12]))"
 )
 
 

@@ -26,9 +26,8 @@ from sdjax.checkpoint.parts import (
     by_channels,
     check,
     check_tokenizer,
-    known_channels,
 )
-from sdjax.config import ModelConfig, TextConfig, from_dict, sd1, sd1_inpaint, sd2_base, sd2_inpaint
+from sdjax.config import ModelConfig, TextConfig, from_dict, sd1, sd1_inpaint, sd2_base, sd2_inpaint, x4_upscaler
 from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.tokenizer import Tokenizer
@@ -38,7 +37,8 @@ TRANSFORMERS, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.mode
 CONFIG, VOCABULARY = "sdjax.config", "sdjax.tokenizer"  # in the metadata of files that `to_original` wrote
 
 WIDTHS = (768, 1024)  # of the text that the UNet reads
-FAMILIES = {(768, 4): sd1, (1024, 4): sd2_base, (768, 9): sd1_inpaint, (1024, 9): sd2_inpaint}  # and its channels
+FAMILIES = {(768, 4): sd1, (1024, 4): sd2_base, (768, 9): sd1_inpaint, (1024, 9): sd2_inpaint,
+            (1024, 7): x4_upscaler}  # and its channels
 CONTEXT = re.compile(rf"{re.escape(UNET)}.*attn2\.to_k\.weight")
 
 # What other files begin with, or contain, that people have lying beside these.
@@ -48,7 +48,6 @@ OTHERS = (
     (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3"),
     (r"(model\.diffusion_model\.)?double_blocks\.", "Flux"),
     (r"depth_model\.", "a depth-to-image model"),
-    (r"low_scale_model\.", "the x4 upscaler"),
     (r"(control_model|controlnet_cond_embedding)\.", "a ControlNet"),
     (r"emb_params|string_to_param", "a textual inversion, which adds words to a model and is none"),
 )
@@ -118,10 +117,10 @@ def by_shapes(file: File, openclip: bool) -> ModelConfig:
     channels = shape[1] if len(shape) == 4 else 4
     widths = [file.shape(name)[-1] for name in file.names() if CONTEXT.fullmatch(name) and file.shape(name)]
     width = widths[0] if widths else 1024 if openclip else 768
-    if channels not in known_channels(4):
-        raise WrongFamily(file.path, by_channels(channels))
     if width not in WIDTHS:
         raise WrongFamily(file.path, f"a model whose UNet reads texts of width {width}")
+    if (width, channels) not in FAMILIES:
+        raise WrongFamily(file.path, by_channels(channels))
     return FAMILIES[width, channels]()
 
 

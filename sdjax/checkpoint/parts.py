@@ -160,7 +160,8 @@ def check(config: ModelConfig, source: str) -> None:
     A file can claim anything; this also keeps a hostile one from having a million layers built.
     """
     text, vae, unet, diffusion = config.text, config.vae, config.unet, config.diffusion
-    if unet.in_channels not in known_channels(unet.out_channels) or unet.classes is not None:
+    upscales = unet.in_channels == unet.out_channels + 3
+    if unet.in_channels not in known_channels(unet.out_channels) or upscales != (unet.classes is not None):
         raise WrongFamily(source, by_channels(unet.in_channels))
     check_tower(text, "text", source)
     if config.vision is not None:
@@ -176,6 +177,9 @@ def check(config: ModelConfig, source: str) -> None:
          unet.groups > 0 and all(0 < n <= 2**14 and n % unet.groups == 0 for n in unet.channels)),
         ("unet heads", all(h > 0 and n % h == 0 for n, h in zip(unet.channels, unet.heads))),
         ("unet context_width, the text's width", unet.context_width == text.width),
+        ("unet classes", unet.classes is None or 1 <= unet.classes <= 2**16),
+        ("low_res, which an upscaler has", upscales == (config.low_res is not None)),
+        ("low_res betas", config.low_res is None or 0.0 < config.low_res.beta_start <= config.low_res.beta_end < 1.0),
         ("image_size", 0 < config.image_size <= 2**14 and config.image_size % vae.factor == 0),
         ("train_steps", 1 <= diffusion.train_steps <= 10**6),
         ("beta_start and beta_end", 0.0 < diffusion.beta_start <= diffusion.beta_end < 1.0),
@@ -225,8 +229,9 @@ def check_tokenizer(tokenizer: Tokenizer, c: Any, source: str) -> Tokenizer:
 
 
 def known_channels(z: int) -> tuple[int, ...]:
-    """How many channels a UNet may take in: latents alone, or with a mask and a picture's latents (inpainting)."""
-    return z, 2 * z + 1
+    """How many channels a UNet may take in: latents alone; with a mask and a picture's latents (inpainting); with a
+    small picture (upscaling)."""
+    return z, 2 * z + 1, z + 3
 
 
 def by_channels(n: int) -> str:

@@ -1,0 +1,127 @@
+"""A picture four times as large: what the network sees, any size, tiles, files."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import OPENCLIP, model, same
+
+import sdjax
+from sdjax import samplers
+from sdjax.checkpoint import original_file
+from sdjax.checkpoint.export import to_diffusers, to_original
+from sdjax.config import DiffusionConfig, x4_upscaler
+from sdjax.diffusion import alphas
+from sdjax.errors import InputError
+from sdjax.request import SMALL, tiles, upscale
+
+UPSCALER = dataclasses.replace(
+    OPENCLIP, name="like-x4", vision=None, text=dataclasses.replace(OPENCLIP.text, projection=None),
+    vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 8)),
+    unet=dataclasses.replace(OPENCLIP.unet, in_channels=7, classes=40),
+    low_res=DiffusionConfig(beta_start=0.0002, beta_end=0.03),
+)
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return model(UPSCALER)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return np.random.default_rng(0).uniform(-1, 1, (6, 10, 3)).astype(np.float32)
+
+
+def test_the_released_upscaler_has_the_sizes_of_its_configuration():
+    c = x4_upscaler()
+    assert c.vae.factor == 4 and c.unet.in_channels == c.vae.latent_channels + 3
+    # scaled_linear from 1e-4 to 0.02: noise level 20 leaves nearly all of the small picture, 350 a good part.
+    assert np.allclose(alphas(c.low_res)[[0, 20, 350]], [0.9999, 0.9973, 0.6405], atol=1e-4)
+
+
+def test_the_picture_is_four_times_as_large_whatever_its_size(sd, small):
+    assert sd.upscale("a cone", small, steps=2).shape == (1, 24, 40, 3)
+    assert sd.upscale("a cone", small[:5, :3], steps=2, num_images=2).shape == (2, 20, 12, 3)
+
+
+def test_the_network_sees_the_noisy_small_picture_and_how_noisy_it_is(sd, small):
+    job = upscale(sd, "a cone", small, noise_level=20, steps=2, num_images=2)
+    assert job.x.shape == (2, 6, 10, 4) and job.beside.shape == (2, 6, 10, 3)
+    a = alphas(UPSCALER.low_res)[20]  # the schedule of the small picture is not that of the latents
+    eps = samplers.noise(job.keys, SMALL, (6, 10, 3))
+    assert np.allclose(job.beside, np.sqrt(a) * small + np.sqrt(1 - a) * eps, atol=1e-6)
+    assert job.classes.tolist() == [20, 20]
+
+
+def test_the_noise_level_changes_the_picture_by_its_embedding_too(sd, small):
+    job = upscale(sd, "a cone", small, steps=2)
+    drawn = [sd._run(dataclasses.replace(job, classes=jnp.array([level]))) for level in (0, 39)]
+    assert not np.allclose(drawn[0], drawn[1], atol=1e-3)
+
+
+def test_the_loop_in_one_program_and_the_loop_by_steps_draw_the_same(sd, small):
+    *_, last = sd.upscale_steps("a cone", small, steps=3)
+    assert np.allclose(last.pictures(), sd.upscale("a cone", small, steps=3), atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 50), (16, 17), (16, 100), (33, 16)])
+def test_tiles_cover_everything_and_overlap(height, width):
+    corners = tiles(height, width, 16, 2)
+    seen = np.zeros((height, width), int)
+    for corner in corners:
+        seen[corner.top : corner.top + 16, corner.left : corner.left + 16] += 1
+        assert corner.top + 16 <= height and corner.left + 16 <= width
+    assert seen.min() == 1
+    for starts in (sorted({c.top for c in corners}), sorted({c.left for c in corners})):
+        assert all(b - a <= 14 for a, b in zip(starts, starts[1:]))
+
+
+def test_a_picture_larger_than_a_tile_is_drawn_in_tiles_and_keeps_its_size(sd):
+    large = np.random.default_rng(1).uniform(-1, 1, (20, 12, 3)).astype(np.float32)
+    drawn = sd.upscale("a cone", large, steps=2, tile=16)
+    assert drawn.shape == (1, 80, 48, 3) and np.abs(drawn).max() <= 1.0 + 1e-6
+    # The first rows are seen by the first tile alone: they are what it draws.
+    padded = np.pad(large, ((0, 0), (0, 4), (0, 0)), "edge")
+    first = sd._run(upscale(sd, "a cone", padded, 20, tiles(20, 16, 16, 2)[0], steps=2))
+    assert np.allclose(drawn[:, :16], first[:, :16, :48], atol=1e-5)
+
+
+def test_an_upscaler_survives_every_layout(sd, tmp_path):
+    to_diffusers(sd, tmp_path / "diffusers")
+    to_original(sd, tmp_path / "original.safetensors")
+    sdjax.save(sd, tmp_path / "own")
+    assert "StableDiffusionUpscalePipeline" in (tmp_path / "diffusers" / "model_index.json").read_text()
+    for name in ("diffusers", "original.safetensors", "own"):
+        loaded = sdjax.load(tmp_path / name)
+        assert dataclasses.replace(loaded.config, name="like-x4") == UPSCALER
+        same(sd, loaded, ("text_encoder", "vae", "unet"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise_level": 40}, "noise_level: found 40, expected a whole number from 0 to 39"),
+        ({"noise_level": -1}, "noise_level: found -1"),
+        ({"noise_level": 1.5}, "noise_level: found 1.5"),
+        ({"tile": 8}, "tile: found 8"),
+        ({"height": 64}, "height: image to image keeps the size"),
+        ({"image": np.zeros((4, 4))}, r"image: found shape \[4, 4\]"),
+    ],
+)
+def test_a_bad_argument_is_named_with_what_was_found(sd, small, options, message):
+    with pytest.raises(InputError, match=message):
+        sd.upscale("a cone", **{"image": small} | options)
+
+
+def test_an_upscaler_says_so_when_asked_for_another_thing_and_others_when_asked_to_upscale(sd, small):
+    with pytest.raises(InputError, match="txt2img: these weights are the x4 upscaler"):
+        sd.txt2img("a cone")
+    with pytest.raises(InputError, match="upscale: these weights are a text-to-image model"):
+        model(OPENCLIP).upscale("a cone", small)
+
+
+def test_the_schedule_of_the_small_picture_in_a_released_file_is_passed_over():
+    for name in ("betas", "alphas_cumprod_prev", "sqrt_recipm1_alphas_cumprod", "log_one_minus_alphas_cumprod"):
+        assert original_file.UNREAD.fullmatch(name) and original_file.UNREAD.fullmatch(f"low_scale_model.{name}")
