@@ -56,6 +56,8 @@ def run(monkeypatch, capsys, tmp_path):
         (["inpaint", "a"], "--image: missing"),
         (["inpaint", "a", "--image", "nowhere.png"], "--mask: missing"),
         (["inpaint", "a", "--image", "nowhere.png", "--mask", "nowhere.png"], "nowhere.png"),
+        (["upscale", "a"], "--image: missing"),
+        (["upscale", "a", "--image", "grey.png"], "grey.png"),
         (["info", "nowhere"], "nowhere"),
         (["convert", "nowhere", "here"], "nowhere"),
         (["download", "sd99"], "sd99"),
@@ -134,5 +136,5 @@ def test_inpaint_leaves_what_the_mask_leaves_out(run):
 
 def test_help_names_every_command(run):
     _, out, _ = run("--help")
-    for command in ("txt2img", "img2img", "inpaint", "convert", "info", "download", "train", "evaluate", "sweep"):
+    for command in ("txt2img", "img2img", "inpaint", "upscale", "convert", "info", "download", "train", "evaluate", "sweep"):
         assert command in out
