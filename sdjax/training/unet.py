@@ -22,7 +22,7 @@ from sdjax.training.loop import Recipe, fit
 from sdjax.unet import UNet
 from sdjax.vae import VAE, Posterior
 
-RECIPE = Recipe(steps=8600, batch=16, learning_rate=7e-4, decay=0.35, save_every=600)
+RECIPE = Recipe(steps=4600, batch=16, learning_rate=7e-4, decay=0.35, save_every=600)
 # Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
 DROP = 0.1
 # This share of a batch is drawn from scenes with one solid, the rest from all scenes: there a solid's own shape, which
