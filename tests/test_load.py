@@ -188,7 +188,7 @@ def test_sd2_is_asked_whether_it_predicts_v(bias, prediction, name, size, tmp_pa
     tensors["model.diffusion_model.out.2.weight"][:] = 0.0
     tensors["model.diffusion_model.out.2.bias"][:] = 0.5 + bias
     save_file(tensors, tmp_path / "m.safetensors")  # without our metadata, as released
-    monkeypatch.setattr(original_file, "FAMILIES", {8: lambda: config})
+    monkeypatch.setattr(original_file, "FAMILIES", {(8, 4): lambda: config})
     found = load(tmp_path / "m.safetensors").config
     assert (found.diffusion.prediction, found.name, found.image_size) == (prediction, name, size)
     assert describe(tmp_path / "m.safetensors").prediction == prediction

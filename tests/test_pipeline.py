@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden import randomised
 
-from sdjax import pipeline, samplers
+from sdjax import pipeline, request, samplers
 from sdjax.clip import ImageEncoder, TextEncoder
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.errors import InputError
@@ -165,8 +165,8 @@ def test_strength_is_the_share_of_the_steps_that_are_taken(sd, image, strength, 
 
 
 def test_the_first_latent_is_the_image_with_noise_and_more_strength_leaves_less_of_it(sd, image):
-    jobs = [sd._image_job("a red cube", image, strength, steps=50) for strength in (0.02, 0.5, 1.0)]
-    latent = sd._image_job("a red cube", image, 0.0, steps=50).x
+    jobs = [request.image(sd, "a red cube", image, strength, steps=50) for strength in (0.02, 0.5, 1.0)]
+    latent = request.image(sd, "a red cube", image, 0.0, steps=50).x
     kept = [float(jnp.corrcoef(job.x.ravel(), latent.ravel())[0, 1]) for job in jobs]
     assert kept[0] > 0.99
     assert 0.9 > kept[1] > kept[2]

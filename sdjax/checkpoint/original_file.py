@@ -36,9 +36,10 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TRANSFORMERS, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 CONFIG, VOCABULARY = "sdjax.config", "sdjax.tokenizer"  # in the metadata of files that `to_original` wrote
 
-WIDTHS = (768, 1024)  # of the text that the UNet reads
-FAMILIES = {(768, 4): sd1, (1024, 4): sd2_base, (768, 9): sd1_inpaint, (1024, 9): sd2_inpaint,
-            (1024, 7): x4_upscaler}  # and its channels
+# By the width of the text that the UNet reads, and the channels that it takes in.
+FAMILIES = {
+    (768, 4): sd1, (1024, 4): sd2_base, (768, 9): sd1_inpaint, (1024, 9): sd2_inpaint, (1024, 7): x4_upscaler,
+}
 CONTEXT = re.compile(rf"{re.escape(UNET)}.*attn2\.to_k\.weight")
 
 # What other files begin with, or contain, that people have lying beside these.
@@ -117,7 +118,7 @@ def by_shapes(file: File, openclip: bool) -> ModelConfig:
     channels = shape[1] if len(shape) == 4 else 4
     widths = [file.shape(name)[-1] for name in file.names() if CONTEXT.fullmatch(name) and file.shape(name)]
     width = widths[0] if widths else 1024 if openclip else 768
-    if width not in WIDTHS:
+    if width not in {known for known, _ in FAMILIES}:
         raise WrongFamily(file.path, f"a model whose UNet reads texts of width {width}")
     if (width, channels) not in FAMILIES:
         raise WrongFamily(file.path, by_channels(channels))
