@@ -61,13 +61,15 @@ def guidance_sweep(rows: Sequence[dict[str, Any]], path: Path) -> None:
     scales = [row["guidance_scale"] for row in rows]
     left = drawn.add_subplot(xlabel="guidance scale", ylabel="pictures that show what was asked (%)", ylim=(0, 100))
     right = left.twinx()
-    right.set(ylabel="diversity: 1 - cosine of CLIP, same prompt", ylim=(0, None))
+    right.set_ylabel("diversity: 1 - cosine of CLIP, same prompt")
     lines = []
     for axes, quantity, colour, label in ((left, "right", "C0", "adherence"), (right, "diversity", "C1", "diversity")):
         keys = (quantity, f"{quantity}_low", f"{quantity}_high")
         value, low, high = (np.array([row[key] for row in rows]) for key in keys)
-        lines.append(axes.errorbar(scales, value, (value - low, high - value), color=colour, marker="o", capsize=3,
-                                   label=label))
-    left.legend(handles=lines, loc="lower right")
+        # At 0 and 100 % rounding can put an end of the interval on the wrong side of the value.
+        bars = np.maximum((value - low, high - value), 0.0)
+        lines.append(axes.errorbar(scales, value, bars, color=colour, marker="o", capsize=3, label=label))
+    right.set_ylim(bottom=0)  # once the top is known
+    drawn.legend(handles=lines, loc="outside upper center", ncols=2)
     left.grid(alpha=0.3)
     save(drawn, path)

@@ -89,11 +89,14 @@ def inpaint(
     job["table"] = table = _last_share(job["table"], strength)
     f = sd.config.vae.factor
     latent_mask = jnp.asarray(pixels[:, ::f, ::f])  # nearest: torch's takes the first pixel of each cell
-    latent = _encoded(sd, picture, keys, samplers.POSTERIOR)
-    eps = samplers.noise(keys, 0, latent.shape[1:])
-    x = latent if len(table.t) == 0 else eps if strength == 1.0 else samplers.start(latent, eps, table)
+    x = eps = samplers.noise(keys, 0, (*latent_mask.shape[1:3], z))
+    blends = sd.config.unet.in_channels == z
+    if blends or strength < 1.0:
+        latent = _encoded(sd, picture, keys, samplers.POSTERIOR)
+    if strength < 1.0:
+        x = samplers.start(latent, eps, table) if len(table.t) else latent
     own: dict[str, Any] = {"paste": (picture, pixels) if paste else None}
-    if sd.config.unet.in_channels == z:
+    if blends:
         own["keep"] = Keep(latent, eps, latent_mask, table.index[-1:].max(initial=0))
     else:
         hollow = _encoded(sd, picture * (1.0 - pixels), keys, MASKED)

@@ -29,9 +29,9 @@ def sweep(
     """One row a scale: `images` pictures of each of `prompts` scenes of the test split, half with one solid.
 
     Every scale starts from the same noise. The interval of adherence is Wilson's over all pictures, that of
-    diversity is over prompts; both 95 %. Raises InputError for no scale, no prompt, or less than two images.
+    diversity is over prompts; both 95 %. Raises InputError for no scale, or less than two prompts or images.
     """
-    for name, found, least in (("scales", len(scales), 1), ("prompts", prompts, 1), ("images", images, 2)):
+    for name, found, least in (("scales", len(scales), 1), ("prompts", prompts, 2), ("images", images, 2)):
         if found < least:
             raise InputError(f"{name}: found {found}, expected at least {least}")
     scenes = [scene_at(seed, SPLIT, i, count=1 + i % 2) for i in range(prompts)]
@@ -48,7 +48,7 @@ def sweep(
                 spread.append(diversity(np.asarray(sd.image_encoder(pictures))))
                 bar.update(images)
             n, mean = prompts * images, float(np.mean(spread))
-            half = Z * float(np.std(spread, ddof=1)) / math.sqrt(prompts) if prompts > 1 else math.inf
+            half = Z * float(np.std(spread, ddof=1)) / math.sqrt(prompts)
             low, high = wilson(right, n)
             rows.append({
                 "guidance_scale": float(scale), "n": n,

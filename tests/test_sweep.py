@@ -56,7 +56,7 @@ def test_diversity_is_how_far_apart_the_pictures_of_a_prompt_are():
 
 
 @pytest.mark.parametrize(
-    "options", [{"scales": ()}, {"images": 1}, {"prompts": 0}], ids=["no scale", "one picture", "no prompt"]
+    "options", [{"scales": ()}, {"images": 1}, {"prompts": 1}], ids=["no scale", "one picture", "one prompt"]
 )
 def test_what_cannot_be_measured_is_refused(options):
     with pytest.raises(InputError, match=f"{next(iter(options))}: found"):

@@ -1,6 +1,6 @@
 """Draws the grid of README.md: fixed prompts, seed 0, the first sample of each.
 
-    python weights/grid.py        (in the virtual environment that make has set up)
+    .venv/bin/python weights/grid.py        (the virtual environment that make has set up)
 """
 
 from pathlib import Path

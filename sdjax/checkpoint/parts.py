@@ -38,7 +38,8 @@ class WrongFamily(InputError):
     """Sound weights of a model that is not loaded here; `what` says which one they look like."""
 
     def __init__(self, path: Any, what: str):
-        super().__init__(f"{path}: looks like {what}, expected a text-to-image Stable Diffusion 1.x or 2.x")
+        expected = "a Stable Diffusion 1.x or 2.x for text to image, inpainting or upscaling"
+        super().__init__(f"{path}: looks like {what}, expected {expected}")
         self.what = what
 
 
