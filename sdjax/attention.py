@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from sdjax.layers import Linear
+
 # More logits than this in one call, and the queries are taken in chunks: 64 MB in float32.
 MAX_LOGITS = 2**24
 CHUNK = 512
@@ -94,10 +96,10 @@ class Attention(nnx.Module):
     def __init__(self, width: int, heads: int, context_width: int | None = None, *, bias: bool = False, rngs):
         self.heads = heads
         context_width = context_width or width
-        self.to_q = nnx.Linear(width, width, use_bias=bias, rngs=rngs)
-        self.to_k = nnx.Linear(context_width, width, use_bias=bias, rngs=rngs)
-        self.to_v = nnx.Linear(context_width, width, use_bias=bias, rngs=rngs)
-        self.to_out = nnx.List([nnx.Linear(width, width, rngs=rngs)])
+        self.to_q = Linear(width, width, use_bias=bias, rngs=rngs)
+        self.to_k = Linear(context_width, width, use_bias=bias, rngs=rngs)
+        self.to_v = Linear(context_width, width, use_bias=bias, rngs=rngs)
+        self.to_out = nnx.List([Linear(width, width, rngs=rngs)])
 
     def __call__(
         self, x: Float[Array, "b n c"], context: Float[Array, "b m e"] | None = None, probs: bool = False

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.attention import attend, merge_heads, split_heads
 from sdjax.config import Activation, TextConfig, VisionConfig
+from sdjax.layers import Linear
 
 LAYER_EPS = 1e-5
 NORMAL = nnx.initializers.normal(0.02)
@@ -32,10 +33,10 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rngs):
         self.heads = heads
-        self.q_proj = nnx.Linear(width, width, rngs=rngs)
-        self.k_proj = nnx.Linear(width, width, rngs=rngs)
-        self.v_proj = nnx.Linear(width, width, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, rngs=rngs)
+        self.q_proj = Linear(width, width, rngs=rngs)
+        self.k_proj = Linear(width, width, rngs=rngs)
+        self.v_proj = Linear(width, width, rngs=rngs)
+        self.out_proj = Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None) -> Float[Array, "b n d"]:
         q, k, v = (split_heads(f(x), self.heads) for f in (self.q_proj, self.k_proj, self.v_proj))
@@ -47,8 +48,8 @@ class MLP(nnx.Module):
 
     def __init__(self, width: int, activation: Activation, *, rngs):
         self.activation = activation
-        self.fc1 = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * width, width, rngs=rngs)
+        self.fc1 = Linear(width, 4 * width, rngs=rngs)
+        self.fc2 = Linear(4 * width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         return self.fc2(activate(self.fc1(x), self.activation))
@@ -104,7 +105,7 @@ class TextEncoder(nnx.Module):
         self.encoder = Layers(config, rngs=rngs)
         self.final_layer_norm = layer_norm(config.width, rngs=rngs)
         self.text_projection = (
-            nnx.Linear(config.width, config.projection, use_bias=False, rngs=rngs) if config.projection else None
+            Linear(config.width, config.projection, use_bias=False, rngs=rngs) if config.projection else None
         )
 
     def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
@@ -151,7 +152,7 @@ class ImageEncoder(nnx.Module):
         self.pre_layrnorm = layer_norm(config.width, rngs=rngs)  # spelled so in every released file
         self.encoder = Layers(config, rngs=rngs)
         self.post_layernorm = layer_norm(config.width, rngs=rngs)
-        self.visual_projection = nnx.Linear(config.width, config.projection, use_bias=False, rngs=rngs)
+        self.visual_projection = Linear(config.width, config.projection, use_bias=False, rngs=rngs)
 
     def __call__(self, pictures: Float[Array, "b s s 3"]) -> Float[Array, "b p"]:
         c = self.config

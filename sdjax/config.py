@@ -4,6 +4,8 @@ Paths in the comments are files of public repositories:
   [ldm]   CompVis/stable-diffusion, Stability-AI/stablediffusion   (configs/, ldm/)
   [hf]    the released diffusers folders                           (unet/config.json and its siblings)
   [clip]  openai/CLIP, mlfoundations/open_clip                      (model_configs/)
+  [midas] isl-org/MiDaS, Stability-AI/stablediffusion ldm/modules/midas   (midas/)
+  [timm]  huggingface/pytorch-image-models                          (timm/models/)
 """
 
 from __future__ import annotations
@@ -84,6 +86,24 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
+class MidasConfig:
+    """MiDaS, the DPT-hybrid: a ResNet, a transformer over its last map, and a decoder that reads both."""
+
+    image_size: int = 384  # [midas] api.py net_w, net_h; the transformer has a learnt place for each 16 x 16 pixels
+    stem: int = 64  # [timm] resnetv2.py stem_chs
+    stages: tuple[int, ...] = (256, 512, 1024)  # [timm] resnetv2.py channels; a block is a quarter as wide inside
+    depths: tuple[int, ...] = (3, 4, 9)  # [timm] vision_transformer_hybrid.py vit_base_resnet50_384, as what follows
+    groups: int = 32  # [timm] layers/norm_act.py GroupNormAct
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hooks: tuple[int, int] = (8, 11)  # [midas] dpt_depth.py: the layers, from 0, that the decoder reads
+    norm_eps: float = 1e-6  # of the transformer: [timm]; files of transformers say 1e-12
+    features: int = 256  # [midas] dpt_depth.py: the decoder's width
+    head: int = 32  # [midas] dpt_depth.py: width before the last convolution
+
+
+@dataclass(frozen=True)
 class DiffusionConfig:
     """The noise schedule, and what the UNet predicts."""
 
@@ -106,6 +126,7 @@ class ModelConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     low_res: DiffusionConfig | None = None  # the x4 upscaler noises the small picture on a schedule of its own
+    depth: MidasConfig | None = None  # depth-to-image sees how near everything is
 
 
 def sd1() -> ModelConfig:
@@ -178,6 +199,14 @@ def sd2_inpaint() -> ModelConfig:
     return inpainting(sd2_base(), "sd2-inpaint")
 
 
+def sd2_depth() -> ModelConfig:
+    """Stable Diffusion 2 depth-to-image: [ldm] configs/stable-diffusion/v2-midas-inference.yaml."""
+    base = sd2_base()
+    return dataclasses.replace(
+        base, name="sd2-depth", unet=dataclasses.replace(base.unet, in_channels=5), depth=MidasConfig()
+    )
+
+
 def x4_upscaler() -> ModelConfig:
     """The x4 upscaler of Stable Diffusion 2: [ldm] configs/stable-diffusion/x4-upscaling.yaml."""
     schedule = DiffusionConfig(beta_start=0.0001, beta_end=0.02)  # [ldm] linear_start, linear_end: both places
@@ -195,7 +224,7 @@ def x4_upscaler() -> ModelConfig:
 
 
 PRESETS = {"sd1": sd1, "sd2-base": sd2_base, "sd2": sd2, "sd1-inpaint": sd1_inpaint, "sd2-inpaint": sd2_inpaint,
-           "x4-upscaler": x4_upscaler, "tiny": tiny}
+           "sd2-depth": sd2_depth, "x4-upscaler": x4_upscaler, "tiny": tiny}
 
 # What a UNet is for, as its number of input channels tells where latents have 4.
 PURPOSES = {
@@ -216,13 +245,13 @@ def from_dict(values: dict[str, Any], source: str) -> ModelConfig:
     """
     parts = {
         "text": TextConfig, "vision": VisionConfig, "vae": VAEConfig, "unet": UNetConfig,
-        "diffusion": DiffusionConfig, "low_res": DiffusionConfig,
+        "diffusion": DiffusionConfig, "low_res": DiffusionConfig, "depth": MidasConfig,
     }
     if not isinstance(values, dict):
         raise InputError(f"{source}: the configuration is not a JSON object; write it with `sdjax convert`")
     built = dict(values)
     for name, kind in parts.items():
-        if name in ("vision", "low_res") and built.get(name) is None:
+        if name in ("vision", "low_res", "depth") and built.get(name) is None:
             continue
         built[name] = _build(kind, built.get(name), f"{source}: {name}")
     return _build(ModelConfig, built, source)

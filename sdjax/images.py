@@ -194,6 +194,37 @@ def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
     return array
 
 
+def as_depth(depth: Any) -> Float[np.ndarray, "1 H W 1"]:
+    """One map of inverse depth, larger where nearer, in any unit and of any size; InputError if it is none.
+
+    `depth` is [H, W], [H, W, 1] or [1, H, W], bool, integers or floats.
+    """
+    array = np.asarray(depth)
+    flat = array.reshape(array.shape[:2]) if array.ndim == 3 and array.shape[-1] == 1 else array
+    flat = flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
+    if flat.ndim != 2 or 0 in flat.shape:
+        raise InputError(f"depth: found shape {list(array.shape)}, expected [H, W], a number for each pixel")
+    flat = flat.astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise InputError("depth: found NaN or infinity, expected finite numbers, larger where nearer")
+    return flat[None, :, :, None]
+
+
+def spread(depth: Float[np.ndarray, "b H W 1"]) -> Float[np.ndarray, "b H W 1"]:
+    """Each map stretched to [-1, 1], 1 where it is nearest; -1 everywhere where all of it is equally far.
+
+    2 (d - min) / (max - min) - 1: ldm/models/diffusion/ddpm.py LatentDepth2ImageDiffusion, whose 0.001 in the
+    denominator gives the same -1 for a flat map; its demo and diffusers divide by zero there.
+    """
+    low, high = (f(depth, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    return np.where(high > low, 2.0 * (depth - low) / np.where(high > low, high - low, 1.0) - 1.0, -1.0)
+
+
+def of_depth(depth: Any) -> Float[np.ndarray, "H W 3"]:
+    """A map of inverse depth as a grey picture in [-1, 1], white where it is nearest."""
+    return np.repeat(spread(as_depth(depth))[0], 3, axis=-1)
+
+
 def as_mask(mask: Any, size: tuple[int, int]) -> Float[np.ndarray, "1 H W 1"]:
     """A mask as zeros and ones, 1 where it was half or more: LDM's and diffusers' threshold.
 

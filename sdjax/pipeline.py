@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from sdjax import request, samplers
+from sdjax import midas, request, samplers
 from sdjax.clip import cosine
 from sdjax.config import ModelConfig
 from sdjax.errors import InputError
@@ -94,12 +94,12 @@ class StableDiffusion:
     """A loaded model; see `sdjax.load`. Its parts can be called on their own.
 
     `tokenizer` texts to ids, `text_encoder` ids to [b, 77, d], `vae.encode` and `vae.decode`, `unet`, and
-    `image_encoder` where the weights have one, else None.
+    `image_encoder` and `depth_estimator` where the weights have one, else None.
     """
 
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer, text_encoder: TextNetwork, vae: VAENetwork, unet: Network,
-        image_encoder: Network | None = None,
+        image_encoder: Network | None = None, depth_estimator: Network | None = None,
     ):
         self.config = config
         self.tokenizer = tokenizer
@@ -107,6 +107,7 @@ class StableDiffusion:
         self.vae = vae
         self.unet = unet
         self.image_encoder = image_encoder
+        self.depth_estimator = depth_estimator
 
     # ---- what a user calls ---------------------------------------------------------------------------------
 
@@ -194,6 +195,30 @@ class StableDiffusion:
     ) -> Iterator[Snapshot]:
         """The same as `upscale`, step by step, the whole picture in one tile."""
         return self._walk(request.upscale(self, prompt, image, noise_level, **options), attention)
+
+    def depth2img(
+        self, prompt: str | Sequence[str], image: Any, depth: Any = None, strength: float = 0.8, **options: Any
+    ) -> Pictures:
+        """Pictures of a prompt in the shape of `image`, by weights for depth-to-image.
+
+        `depth` is a map of inverse depth, [H, W] of any size and unit, larger where nearer; None is what MiDaS sees in
+        the image. The rest as in `img2img`.
+        """
+        return self._run(request.depth(self, prompt, image, depth, strength, **options))
+
+    def depth2img_steps(
+        self, prompt: str | Sequence[str], image: Any, depth: Any = None, strength: float = 0.8, *,
+        attention: bool = False, **options: Any,
+    ) -> Iterator[Snapshot]:
+        """The same as `depth2img`, step by step; yields nothing where `strength` leaves no step to take."""
+        return self._walk(request.depth(self, prompt, image, depth, strength, **options), attention)
+
+    def midas(self, pictures: Any) -> Float[np.ndarray, "b H W"]:
+        """How near everything in pictures of any size is, as inverse depth in a unit of each picture's own.
+
+        Raises InputError where the weights have no MiDaS.
+        """
+        return np.asarray(midas.depth(request.estimator(self), as_pictures(pictures, "pictures")))
 
     def similarity(self, pictures: Any, texts: str | Sequence[str]) -> Float[np.ndarray, "n m"]:
         """The cosine between every picture and every text, float32 [pictures, texts].

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdjax import samplers
+from sdjax import midas, samplers
 from sdjax.config import PURPOSES
 from sdjax.diffusion import add_noise, alphas
 from sdjax.errors import InputError
-from sdjax.images import as_mask, as_pictures
+from sdjax.hardware import Network
+from sdjax.images import as_depth, as_mask, as_pictures, spread
 from sdjax.samplers import SAMPLERS, Keep, Plan
 
 if TYPE_CHECKING:
@@ -61,13 +62,33 @@ def text(
 def image(sd: StableDiffusion, prompt: str | Sequence[str], picture: Any, strength: float, **options: Any) -> Job:
     """From a picture with noise on it: SDEdit, arXiv:2108.01073."""
     _require_purpose(sd, "img2img", 0)
+    return _noised(sd, prompt, _one_picture(sd, picture, options), strength, options)
+
+
+def depth(
+    sd: StableDiffusion, prompt: str | Sequence[str], picture: Any, near: Any = None, strength: float = 0.8,
+    **options: Any,
+) -> Job:
+    """From a picture with noise on it, beside it how near everything in it is: [latent z, inverse depth 1].
+
+    `near` is what MiDaS sees where it is None: LatentDepth2ImageDiffusion in ldm/models/diffusion/ddpm.py.
+    """
+    _require_purpose(sd, "depth2img", 1)
     picture = _one_picture(sd, picture, options)
-    job, keys = _settings(sd, prompt, **options)
-    latent = _encoded(sd, picture, keys, samplers.POSTERIOR)
-    job["table"] = table = _last_share(job["table"], strength)
-    if len(table.t):
-        latent = samplers.start(latent, samplers.noise(keys, 0, latent.shape[1:]), table)
-    return Job(x=latent, keys=keys, **job)
+    size = tuple(side // sd.config.vae.factor for side in picture.shape[1:3])
+    if near is None:
+        near = midas.depth(estimator(sd), picture, size)[..., None]
+    else:
+        near = midas.resized(jnp.asarray(as_depth(near)), size, "bicubic")
+    job = _noised(sd, prompt, picture, strength, options)
+    return replace(job, beside=jnp.broadcast_to(spread(np.asarray(near)), (len(job.keys), *size, 1)))
+
+
+def estimator(sd: StableDiffusion) -> Network:
+    """The network that sees depth; InputError where the weights have none."""
+    if sd.depth_estimator is None:
+        raise InputError(f"{sd.config.name}: these weights have no MiDaS; give a depth, or load depth-to-image weights")
+    return sd.depth_estimator
 
 
 def inpaint(
@@ -173,6 +194,18 @@ def _one_picture(
         if options.pop(name, None) is not None:
             raise InputError(f"{name}: image to image keeps the size of its image; resize the image instead")
     return picture
+
+
+def _noised(
+    sd: StableDiffusion, prompt: str | Sequence[str], picture: np.ndarray, strength: float, options: dict[str, Any]
+) -> Job:
+    """The last `strength` of the steps, from the picture with as much noise as belongs there."""
+    job, keys = _settings(sd, prompt, **options)
+    latent = _encoded(sd, picture, keys, samplers.POSTERIOR)
+    job["table"] = table = _last_share(job["table"], strength)
+    if len(table.t):
+        latent = samplers.start(latent, samplers.noise(keys, 0, latent.shape[1:]), table)
+    return Job(x=latent, keys=keys, **job)
 
 
 def _encoded(sd: StableDiffusion, picture: np.ndarray, keys: Array, number: int) -> Float[Array, "n h w z"]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.attention import Attention
 from sdjax.config import UNetConfig
-from sdjax.layers import ZEROS, ResBlock, Upsample, conv3x3, group_norm
+from sdjax.layers import ZEROS, Linear, ResBlock, Upsample, conv3x3, group_norm
 
 RES_EPS = 1e-5  # util.py GroupNorm32 keeps torch's default
 TRANSFORMER_EPS = 1e-6  # attention.py `Normalize` does not
@@ -42,8 +42,8 @@ class TimestepMLP(nnx.Module):
     """Linear, SiLU, Linear: [b, c] to [b, 4c]."""
 
     def __init__(self, width: int, *, rngs):
-        self.linear_1 = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.linear_2 = nnx.Linear(4 * width, 4 * width, rngs=rngs)
+        self.linear_1 = Linear(width, 4 * width, rngs=rngs)
+        self.linear_2 = Linear(4 * width, 4 * width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b t"]:
         return self.linear_2(nnx.silu(self.linear_1(x)))
@@ -53,7 +53,7 @@ class GEGLU(nnx.Module):
     """value * gelu(gate), both from one matrix: arXiv:2002.05202. The gate is the exact (erf) GELU."""
 
     def __init__(self, width: int, hidden: int, *, rngs):
-        self.proj = nnx.Linear(width, 2 * hidden, rngs=rngs)
+        self.proj = Linear(width, 2 * hidden, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n m"]:
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
@@ -72,7 +72,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, *, rngs):
         self.net = nnx.List(
-            [GEGLU(width, 4 * width, rngs=rngs), Identity(), nnx.Linear(4 * width, width, rngs=rngs)]
+            [GEGLU(width, 4 * width, rngs=rngs), Identity(), Linear(4 * width, width, rngs=rngs)]
         )
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
@@ -108,9 +108,9 @@ class SpatialTransformer(nnx.Module):
 
     def __init__(self, width: int, heads: int, context_width: int, cross_only: bool, groups: int, *, rngs):
         self.norm = group_norm(width, groups, eps=TRANSFORMER_EPS, rngs=rngs)
-        self.proj_in = nnx.Linear(width, width, rngs=rngs)
+        self.proj_in = Linear(width, width, rngs=rngs)
         self.transformer_blocks = nnx.List([TransformerBlock(width, heads, context_width, cross_only, rngs=rngs)])
-        self.proj_out = nnx.Linear(width, width, kernel_init=ZEROS, rngs=rngs)
+        self.proj_out = Linear(width, width, kernel_init=ZEROS, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m e"], probs: bool):
         b, h, w, c = x.shape

@@ -1,4 +1,4 @@
-"""Two small random models, and what tests of files do with them."""
+"""Small random models, and what tests of files do with them."""
 
 import dataclasses
 import json
@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 from sdjax.checkpoint import tree
 from sdjax.checkpoint.native import networks
 from sdjax.clip import ImageEncoder, TextEncoder
-from sdjax.config import DiffusionConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.config import DiffusionConfig, MidasConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.hardware import Network, TextNetwork, VAENetwork
+from sdjax.midas import Midas
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
 from sdjax.unet import UNet
@@ -34,14 +35,29 @@ OPENCLIP = dataclasses.replace(
     unet=dataclasses.replace(OPENAI.unet, heads=(1, 2), cross_only=(True, False), linear_projection=True),
     diffusion=DiffusionConfig(beta_start=0.001, beta_end=0.02, schedule="linear", prediction="v"),
 )
+# As the x4 upscaler, whose scale diffusers overrules, and as depth-to-image; transformers has inner widths that are
+# multiples of 8, and a head of 32 whatever the rest is.
+UPSCALER = dataclasses.replace(
+    OPENCLIP, name="like-x4", vision=None, text=dataclasses.replace(OPENCLIP.text, projection=None),
+    vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 8), scale=0.08333),
+    unet=dataclasses.replace(OPENCLIP.unet, in_channels=7, classes=40),
+    low_res=DiffusionConfig(beta_start=0.0002, beta_end=0.03),
+)
+DEPTH = dataclasses.replace(
+    OPENCLIP, name="like-sd2-depth", vision=None, text=dataclasses.replace(OPENCLIP.text, projection=None),
+    unet=dataclasses.replace(OPENCLIP.unet, in_channels=5),
+    depth=MidasConfig(image_size=64, stem=8, stages=(32, 32, 32), depths=(1, 1, 1), groups=4, width=8, layers=2, heads=2,
+                      hooks=(0, 1), features=4),
+)
 
 
 def model(config, tokenizer=None):
     tokenizer = tokenizer or Tokenizer(["r e"], padding=config.text.padding)
+    depth = Network.of(randomised(Midas, config.depth, 5)) if config.depth else None
     vision = Network.of(randomised(ImageEncoder, config.vision, 4)) if config.vision else None
     return StableDiffusion(
         config, tokenizer, TextNetwork.of(randomised(TextEncoder, config.text, 1)),
-        VAENetwork.of(randomised(VAE, config.vae, 2)), Network.of(randomised(UNet, config.unet, 3)), vision,
+        VAENetwork.of(randomised(VAE, config.vae, 2)), Network.of(randomised(UNet, config.unet, 3)), vision, depth,
     )
 
 

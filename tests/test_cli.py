@@ -16,7 +16,7 @@ from sdjax.images import read_settings
 def run(monkeypatch, capsys, tmp_path):
     """Runs `sdjax ARGUMENTS` in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_prepare", lambda: None)
+    monkeypatch.setattr(cli.common, "prepare", lambda: None)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sdjax", *arguments])
@@ -58,6 +58,10 @@ def run(monkeypatch, capsys, tmp_path):
         (["inpaint", "a", "--image", "nowhere.png", "--mask", "nowhere.png"], "nowhere.png"),
         (["upscale", "a"], "--image: missing"),
         (["upscale", "a", "--image", "grey.png"], "grey.png"),
+        (["depth2img", "a"], "--image: missing"),
+        (["depth2img", "a", "--image", "grey.png"], "grey.png"),
+        (["depth", "nowhere.png"], "nowhere.png"),
+        (["depth", "nowhere.png", "--out", "d.jpg"], "expected a .png file"),
         (["info", "nowhere"], "nowhere"),
         (["convert", "nowhere", "here"], "nowhere"),
         (["download", "sd99"], "sd99"),
@@ -136,6 +140,5 @@ def test_inpaint_leaves_what_the_mask_leaves_out(run):
 
 def test_help_names_every_command(run):
     _, out, _ = run("--help")
-    for command in cli.app.registered_commands:
-        name = command.name or command.callback.__name__
-        assert name in out
+    commands = [c for part in (cli.draw, cli.weights, cli.toyworld) for c in part.app.registered_commands]
+    assert len(commands) > 8 and all((c.name or c.callback.__name__) in out for c in commands)

@@ -67,6 +67,23 @@ def test_every_tensor_of_a_released_file_has_its_place_and_every_parameter_its_t
         assert sorted(held) == sorted(shapes(part.state))
 
 
+def test_the_released_upscaler_fits_with_its_schedules_passed_over():
+    found = original_file.opened(Header(KEYS["X4-upscaler"]))
+    assert found.problems() == [] and found.config.name == "x4-upscaler"
+    assert {name: part.size for name, part in found.parts.items()} == {
+        "text_encoder": 340_387_840, "vae": 55_325_927, "unet": 473_398_020,
+    }
+
+
+def test_the_released_depth_model_fits_with_its_midas():
+    midas = {f"depth_model.model.{name}": shape for name, shape in KEYS["MiDaS"].items()}
+    found = original_file.opened(Header(released(2) | {CONV_IN: [320, 5, 3, 3]} | midas))
+    assert found.problems() == [] and found.config.name == "sd2-depth"
+    assert found.parts["unet"].size == 865_913_604
+    unread = 1_950_696  # the classifier, the norm before it, and a refinement that has nothing to refine
+    assert found.parts["depth_estimator"].size == 123_146_985 - unread
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_exporting_gives_the_names_and_shapes_of_a_released_file(version):
     found = original_file.opened(Header(released(version)))
@@ -104,9 +121,8 @@ def test_anything_else_is_said_to_be_unknown():
     ("tensors", "what"),
     [
         (released(1) | {CONV_IN: [320, 8, 3, 3]}, r"InstructPix2Pix \(8 input channels\)"),
-        (released(2) | {CONV_IN: [320, 5, 3, 3]}, r"a depth-to-image model \(5 input channels\)"),
+        (released(1) | {CONV_IN: [320, 5, 3, 3]}, r"a depth-to-image model \(5 input channels\)"),
         (released(1) | {CONV_IN: [256, 7, 3, 3]}, r"the x4 upscaler \(7 input channels\)"),
-        (released(1) | {"depth_model.model.scratch.layer1_rn.weight": [256, 256, 3, 3]}, "a depth-to-image model"),
         ({"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": [768], CONV_IN: [320, 4, 3, 3]},
          "Stable Diffusion XL"),
         ({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": [4608, 1536]}, "Stable Diffusion 3"),

@@ -11,7 +11,8 @@ from flax import nnx
 from PIL import Image
 
 from sdjax.errors import InputError
-from sdjax.training.clip import contrastive_loss
+from sdjax.toyworld import is_held_out, scene_at
+from sdjax.training.clip import contrastive_loss, mistaken, right_and_wrong
 from sdjax.training.data import pictures, step_rng
 from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, fit
 from sdjax.training.vae import latent_scale
@@ -108,6 +109,29 @@ def test_contrastive_loss_is_the_log_of_the_batch_when_nothing_is_known():
 def test_contrastive_loss_vanishes_when_each_picture_finds_its_caption():
     assert contrastive_loss(jnp.eye(4), jnp.log(100.0)) < 1e-6
     assert contrastive_loss(1.0 - jnp.eye(4), jnp.log(100.0)) > 50.0
+
+
+def test_a_caption_of_nobody_costs_where_a_picture_takes_it_for_its_own():
+    own, nobodys = jnp.eye(4), jnp.zeros((4, 4))
+    assert contrastive_loss(jnp.concatenate([own, nobodys], axis=1), jnp.log(100.0)) < 1e-6
+    assert np.isclose(contrastive_loss(jnp.concatenate([own, own], axis=1), jnp.log(100.0)), np.log(2) / 2)
+
+
+def test_a_wrong_caption_is_the_right_one_with_one_word_wrong():
+    right, wrong = right_and_wrong([scene_at(0, "train", i) for i in range(300)], np.random.default_rng(0))
+    changed = [sum(a != b for a, b in zip(r.split(), w.split())) for r, w in zip(right, wrong)]
+    assert min(changed) == 1
+    # Two colours that change places are two words, and after "behind" instead of "in front of" all others move.
+    assert np.mean(np.array(changed) == 1) > 0.85
+
+
+def test_mistakes_change_the_scene_and_say_nothing_that_is_held_out_of_training():
+    rng = np.random.default_rng(0)
+    for i in range(500):
+        scene = scene_at(0, "train", i, count=2)
+        wrong = mistaken(scene, rng)
+        assert wrong != scene and not is_held_out(wrong)
+        assert len({(s.colour, s.shape) for s in wrong.solids}) == 2
 
 
 def test_latents_are_scaled_to_unit_variance():

@@ -5,23 +5,16 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import OPENCLIP, model, same
+from small_models import OPENCLIP, UPSCALER, model, same
 
 import sdjax
 from sdjax import samplers
 from sdjax.checkpoint import original_file
 from sdjax.checkpoint.export import to_diffusers, to_original
-from sdjax.config import DiffusionConfig, x4_upscaler
+from sdjax.config import x4_upscaler
 from sdjax.diffusion import alphas
 from sdjax.errors import InputError
 from sdjax.request import SMALL, tiles, upscale
-
-UPSCALER = dataclasses.replace(
-    OPENCLIP, name="like-x4", vision=None, text=dataclasses.replace(OPENCLIP.text, projection=None),
-    vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 8)),
-    unet=dataclasses.replace(OPENCLIP.unet, in_channels=7, classes=40),
-    low_res=DiffusionConfig(beta_start=0.0002, beta_end=0.03),
-)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.checkpoint.layouts import bare_tower, by_modules, modern_vae
+from sdjax.checkpoint.midas_layouts import UNREAD_TRANSFORMERS, transformers_midas
 from sdjax.checkpoint.native import read_json
 from sdjax.checkpoint.parts import (
     Checkpoint,
@@ -29,6 +30,7 @@ from sdjax.checkpoint.reader import SafetensorsFile, ShardedFile
 from sdjax.config import (
     PRESETS,
     DiffusionConfig,
+    MidasConfig,
     ModelConfig,
     TextConfig,
     UNetConfig,
@@ -42,10 +44,10 @@ from sdjax.tokenizer import Tokenizer
 INDEX = "model_index.json"
 VOCABULARY = "sdjax_tokenizer.json"  # in tokenizer/, where the vocabulary is not CLIP's
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
-             "StableDiffusionUpscalePipeline")
+             "StableDiffusionUpscalePipeline", "StableDiffusionDepth2ImgPipeline")
 STEMS = {  # of the weights' file names
     "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
-    "image_encoder": "model",
+    "image_encoder": "model", "depth_estimator": "model",
 }
 UNREAD = ("logit_scale", "embeddings.position_ids")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
@@ -74,6 +76,15 @@ FIXED: dict[str, dict[str, Any]] = {
     },
     "text_encoder": {"layer_norm_eps": 1e-5},
     "image_encoder": {"layer_norm_eps": 1e-5, "num_channels": 3},
+    "depth_estimator": {
+        "is_hybrid": True, "patch_size": 16, "num_channels": 3, "hidden_act": "gelu", "qkv_bias": True,
+        "readout_type": "project", "reassemble_factors": [1, 1, 1, 0.5], "neck_ignore_stages": [0, 1],
+        "use_batch_norm_in_fusion_residual": False, "add_projection": False, "head_in_index": -1,
+    },
+    "backbone": {
+        "layer_type": "bottleneck", "global_padding": "same", "hidden_act": "relu", "num_channels": 3,
+        "embedding_dynamic_padding": True, "output_stride": 32, "width_factor": 1,
+    },
     "scheduler": {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False},
 }
 
@@ -179,6 +190,24 @@ def vision_config(f: Fields, projection: int, pixels: dict[str, Any]) -> VisionC
     )
 
 
+def midas_config(f: Fields) -> MidasConfig:
+    """depth_estimator/config.json: a DPT whose backbone is a BiT."""
+    _wide(f)
+    bit = Fields(f"{f.path}: backbone_config", f.take("backbone_config", dict), "backbone")
+    depths = bit.per_level("depths", int, 3)
+    widths = [*bit.per_level("hidden_sizes", int, 0, [256, 512, 1024, 2048])][: len(depths)]
+    features = f.take("fusion_hidden_size", int, 256)
+    if f.per_level("neck_hidden_sizes", int, 4) != (*widths[:2], *[f.take("hidden_size", int, 768)] * 2):
+        raise InputError(f"{f.path}: neck_hidden_sizes are not the encoder's widths, all that works here")
+    return MidasConfig(
+        image_size=f.take("image_size", int, 384), stem=bit.take("embedding_size", int, 64), stages=tuple(widths),
+        depths=depths, groups=bit.take("num_groups", int, 32), width=f.take("hidden_size", int, 768),
+        layers=f.take("num_hidden_layers", int, 12), heads=f.take("num_attention_heads", int, 12),
+        hooks=f.per_level("backbone_out_indices", int, 4)[2:], norm_eps=f.take("layer_norm_eps", float, 1e-12),
+        features=features,
+    )
+
+
 def _wide(f: Fields) -> None:
     if f.take("intermediate_size", int) != 4 * f.take("hidden_size", int):
         raise InputError(f"{f.path}: intermediate_size is not four times hidden_size, all that works here")
@@ -224,15 +253,23 @@ def opened(folder: Path) -> Checkpoint:
     if unet.in_channels == unet.out_channels + 3:
         path = folder / "low_res_scheduler" / "scheduler_config.json"
         low_res = diffusion_config(Fields(path, read_json(path), "scheduler"))
-    config = named(ModelConfig(folder.name, size, text, vision, vae, unet, diffusion, low_res))
+    depth = None
+    if unet.in_channels == unet.out_channels + 1:
+        path = folder / "depth_estimator" / "config.json"
+        files["depth_estimator"] = weights(path.parent, STEMS["depth_estimator"])
+        depth = midas_config(Fields(path, read_json(path), "depth_estimator"))
+    config = named(ModelConfig(folder.name, size, text, vision, vae, unet, diffusion, low_res, depth))
     check(config, str(folder))
-    configs = {"text_encoder": text, "vae": vae, "unet": unet, "image_encoder": vision}
+    configs = {"text_encoder": text, "vae": vae, "unet": unet, "image_encoder": vision, "depth_estimator": depth}
     parts = {name: part(name, configs[name], file, file.names()) for name, file in files.items()}
     return Checkpoint(folder, "diffusers", config, vocabulary(folder / "tokenizer", text), parts)
 
 
 def part(name: str, config: Any, file: File, names: Iterable[str]) -> Part:
     """A part whose tensors have the names of diffusers and transformers, of today or of earlier."""
+    if name == "depth_estimator":
+        read = [Name(n, n) for n in names if not UNREAD_TRANSFORMERS.fullmatch(n)]
+        return Part.of(name, config, file, read, transformers_midas)
     modern = modern_vae if name == "vae" else str if name == "unet" else bare_tower
     tensors = (Name(modern(n), n) for n in names)
     return Part.of(name, config, file, [n for n in tensors if n.plain not in UNREAD], by_modules)

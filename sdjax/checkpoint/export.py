@@ -11,9 +11,10 @@ from typing import Any
 
 from sdjax.checkpoint import diffusers_folder, layouts, original_file, tree
 from sdjax.checkpoint.layouts import TO_TORCH, Table, turned
+from sdjax.checkpoint.midas_layouts import original_midas, transformers_midas
 from sdjax.checkpoint.native import Cast, is_clip, networks, write_json, written_folder
 from sdjax.checkpoint.reader import write_safetensors
-from sdjax.config import DiffusionConfig, ModelConfig, TextConfig, VisionConfig, to_dict
+from sdjax.config import DiffusionConfig, MidasConfig, ModelConfig, TextConfig, VisionConfig, to_dict
 from sdjax.hardware import Network
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import END, START, Tokenizer, _base_names
@@ -52,6 +53,7 @@ def original_tensors(sd: StableDiffusion) -> dict[str, Cast]:
         _tensors(sd.text_encoder, text_layout, text_prefix, outer=original_file.TRANSFORMERS)
         | _tensors(sd.vae, lambda p: layouts.original_vae(p, config.vae), original_file.VAE, layouts.VAE_CONVOLUTIONS)
         | _tensors(sd.unet, lambda p: layouts.original_unet(p, config.unet), original_file.UNET, _convolutions(config))
+        | (_tensors(sd.depth_estimator, original_midas, original_file.DEPTH) if sd.depth_estimator else {})
     )
 
 
@@ -68,9 +70,10 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
     configs = {
         "text_encoder": _text(config.text), "vae": _vae(config), "unet": _unet(config),
         "image_encoder": _vision(config.vision) if "image_encoder" in parts else None,
+        "depth_estimator": _midas(config.depth) if config.depth else None,
     }
     z = config.unet.out_channels
-    purpose = {z: "", 2 * z + 1: "Inpaint", z + 3: "Upscale"}[config.unet.in_channels]
+    purpose = {z: "", 2 * z + 1: "Inpaint", z + 3: "Upscale", z + 1: "Depth2Img"}[config.unet.in_channels]
     classes: dict[str, Any] = {
         "_class_name": f"StableDiffusion{purpose}Pipeline", "_diffusers_version": "0.30.0", **CLASSES
     }
@@ -82,7 +85,8 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
             write_json(part / name / "config.json", configs[name])
             prefix = {"text_encoder": "text_model.", "image_encoder": "vision_model."}.get(name, "")
             convolutions = _convolutions(config) if name == "unet" else None
-            tensors = _tensors(network, layouts.by_modules, prefix, convolutions, outer="")
+            layout = transformers_midas if name == "depth_estimator" else layouts.by_modules
+            tensors = _tensors(network, layout, prefix, convolutions, outer="")
             stem = diffusers_folder.STEMS[name]
             write_safetensors(part / name / f"{stem}.safetensors", tensors, {"format": "pt"})
         if "image_encoder" in parts:
@@ -90,6 +94,11 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
             classes["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
             (part / "feature_extractor").mkdir()
             write_json(part / "feature_extractor" / "preprocessor_config.json", _pixels(config.vision))
+        if "depth_estimator" in parts:
+            classes["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]
+            classes["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+            (part / "feature_extractor").mkdir()
+            write_json(part / "feature_extractor" / "preprocessor_config.json", _depth_pixels(config.depth))
         (part / "scheduler").mkdir()
         write_json(part / "scheduler" / "scheduler_config.json", _scheduler(config.diffusion))
         if config.low_res is not None:
@@ -164,6 +173,29 @@ def _vision(c: VisionConfig) -> dict[str, Any]:
     return diffusers_folder.FIXED["image_encoder"] | _tower(c) | {
         "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model",
         "image_size": c.image_size, "patch_size": c.patch,
+    }
+
+
+def _midas(c: MidasConfig) -> dict[str, Any]:
+    backbone = diffusers_folder.FIXED["backbone"] | {
+        "model_type": "bit", "embedding_size": c.stem, "hidden_sizes": c.stages, "depths": c.depths,
+        "num_groups": c.groups, "out_features": ["stage1", "stage2", "stage3"],
+    }
+    return diffusers_folder.FIXED["depth_estimator"] | {
+        "architectures": ["DPTForDepthEstimation"], "model_type": "dpt", "backbone_config": backbone,
+        "image_size": c.image_size, "hidden_size": c.width, "intermediate_size": 4 * c.width,
+        "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "layer_norm_eps": c.norm_eps,
+        "backbone_out_indices": [0, 1, *c.hooks], "neck_hidden_sizes": [*c.stages[:2], c.width, c.width],
+        "backbone_featmap_shape": [1, c.stages[-1], c.image_size // 16, c.image_size // 16],
+        "fusion_hidden_size": c.features,
+    }
+
+
+def _depth_pixels(c: MidasConfig) -> dict[str, Any]:
+    return {
+        "image_processor_type": "DPTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "size": {"height": c.image_size, "width": c.image_size}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+        "ensure_multiple_of": 1, "keep_aspect_ratio": False, "resample": 3,
     }
 
 

@@ -1,7 +1,8 @@
 """The project's own layout: a folder whose tensors lie as the networks hold them, so that loading is a plain read.
 
     sdjax.json                   format, version, the configuration, where the vocabulary is
-    text_encoder.safetensors     vae.safetensors     unet.safetensors     image_encoder.safetensors (where there is one)
+    text_encoder.safetensors     vae.safetensors     unet.safetensors     and where there are:
+    image_encoder.safetensors    depth_estimator.safetensors
     tokenizer.json               a vocabulary of its own, where it is not CLIP's
 """
 
@@ -54,7 +55,8 @@ class Cast:
 
 def networks(sd: StableDiffusion) -> dict[str, Network]:
     """The parts of a model by name."""
-    parts = {"text_encoder": sd.text_encoder, "vae": sd.vae, "unet": sd.unet, "image_encoder": sd.image_encoder}
+    names = ("text_encoder", "vae", "unet", "image_encoder", "depth_estimator")
+    parts = {name: getattr(sd, name) for name in names}
     return {name: network for name, network in parts.items() if network is not None}
 
 
@@ -92,7 +94,8 @@ def opened(folder: Path) -> Checkpoint:
         raise InputError(f"{path}: is of version {index['version']!r}, expected {VERSION}; convert it again")
     config = from_dict(index["config"], str(path))
     check(config, str(path))
-    configs = {"text_encoder": config.text, "vae": config.vae, "unet": config.unet, "image_encoder": config.vision}
+    configs = {"text_encoder": config.text, "vae": config.vae, "unet": config.unet, "image_encoder": config.vision,
+               "depth_estimator": config.depth}
     parts = {}
     for name, part in configs.items():
         if part is not None:

@@ -4,6 +4,7 @@
     first_stage_model.*                      the VAE under LDM's names
     cond_stage_model.transformer.*           SD 1.x: the text encoder under the names of transformers
     cond_stage_model.model.*                 SD 2.x: the text encoder under OpenCLIP's names
+    depth_model.model.*                      depth-to-image: MiDaS
 
 The file has no configuration: shapes tell the family, and for SD 2.x only the weights can tell eps from v.
 """
@@ -17,6 +18,8 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from sdjax.checkpoint.layouts import UNREAD, bare_tower, by_modules, openclip_text, original_unet, original_vae
+from sdjax.checkpoint.midas_layouts import PREFIX as DEPTH
+from sdjax.checkpoint.midas_layouts import UNREAD_ORIGINAL, original_midas
 from sdjax.checkpoint.parts import (
     Checkpoint,
     File,
@@ -27,7 +30,17 @@ from sdjax.checkpoint.parts import (
     check,
     check_tokenizer,
 )
-from sdjax.config import ModelConfig, TextConfig, from_dict, sd1, sd1_inpaint, sd2_base, sd2_inpaint, x4_upscaler
+from sdjax.config import (
+    ModelConfig,
+    TextConfig,
+    from_dict,
+    sd1,
+    sd1_inpaint,
+    sd2_base,
+    sd2_depth,
+    sd2_inpaint,
+    x4_upscaler,
+)
 from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.tokenizer import Tokenizer
@@ -39,6 +52,7 @@ CONFIG, VOCABULARY = "sdjax.config", "sdjax.tokenizer"  # in the metadata of fil
 # By the width of the text that the UNet reads, and the channels that it takes in.
 FAMILIES = {
     (768, 4): sd1, (1024, 4): sd2_base, (768, 9): sd1_inpaint, (1024, 9): sd2_inpaint, (1024, 7): x4_upscaler,
+    (1024, 5): sd2_depth,
 }
 CONTEXT = re.compile(rf"{re.escape(UNET)}.*attn2\.to_k\.weight")
 
@@ -48,7 +62,6 @@ OTHERS = (
     (r"conditioner\.embedders\.", "Stable Diffusion XL"),
     (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3"),
     (r"(model\.diffusion_model\.)?double_blocks\.", "Flux"),
-    (r"depth_model\.", "a depth-to-image model"),
     (r"(control_model|controlnet_cond_embedding)\.", "a ControlNet"),
     (r"emb_params|string_to_param", "a textual inversion, which adds words to a model and is none"),
 )
@@ -77,7 +90,7 @@ def opened(file: File) -> Checkpoint:
     config = told(file) if CONFIG in file.metadata else by_shapes(file, openclip)
     check(config, str(file.path))
 
-    split: dict[str, list[Name]] = {UNET: [], VAE: [], TRANSFORMERS: [], OPENCLIP: []}
+    split: dict[str, list[Name]] = {UNET: [], VAE: [], TRANSFORMERS: [], OPENCLIP: [], DEPTH: []}
     strays = []
     for name in names:
         prefix = next((p for p in split if name.startswith(p)), None)
@@ -97,6 +110,11 @@ def opened(file: File) -> Checkpoint:
         "vae": Part.of("vae", config.vae, file, split[VAE], lambda p: original_vae(p, config.vae), VAE),
         "unet": Part.of("unet", config.unet, file, split[UNET], lambda p: original_unet(p, config.unet), UNET),
     }
+    if config.depth is None:
+        strays += [n.stored for n in split[DEPTH]]
+    else:
+        depth_names = [n for n in split[DEPTH] if not UNREAD_ORIGINAL.fullmatch(n.plain)]
+        parts["depth_estimator"] = Part.of("depth_estimator", config.depth, file, depth_names, original_midas, DEPTH)
     tokenizer = check_tokenizer(vocabulary(file, config.text), config.text, str(file.path))
     # SD 1.x and inpainting were never trained on v; in SD 2.x the two have the same tensors.
     known = CONFIG in file.metadata or config.name != "sd2-base"

@@ -19,6 +19,7 @@ from sdjax.clip import ImageEncoder, TextEncoder
 from sdjax.config import PURPOSES, ModelConfig
 from sdjax.errors import InputError
 from sdjax.hardware import Network, TextNetwork, VAENetwork
+from sdjax.midas import Midas
 from sdjax.tokenizer import Tokenizer
 from sdjax.unet import UNet
 from sdjax.vae import VAE
@@ -30,6 +31,7 @@ KINDS: dict[str, tuple[type[nnx.Module], type[Network]]] = {
     "vae": (VAE, VAENetwork),
     "unet": (UNet, Network),
     "image_encoder": (ImageEncoder, Network),
+    "depth_estimator": (Midas, Network),
 }
 SHOWN = 4  # problems that an error names; `sdjax info` has them all
 
@@ -38,7 +40,7 @@ class WrongFamily(InputError):
     """Sound weights of a model that is not loaded here; `what` says which one they look like."""
 
     def __init__(self, path: Any, what: str):
-        expected = "a Stable Diffusion 1.x or 2.x for text to image, inpainting or upscaling"
+        expected = "a Stable Diffusion 1.x or 2.x for text, inpainting, depth or upscaling"
         super().__init__(f"{path}: looks like {what}, expected {expected}")
         self.what = what
 
@@ -162,11 +164,14 @@ def check(config: ModelConfig, source: str) -> None:
     """
     text, vae, unet, diffusion = config.text, config.vae, config.unet, config.diffusion
     upscales = unet.in_channels == unet.out_channels + 3
+    sees_depth = unet.in_channels == unet.out_channels + 1
     if unet.in_channels not in known_channels(unet.out_channels) or upscales != (unet.classes is not None):
         raise WrongFamily(source, by_channels(unet.in_channels))
     check_tower(text, "text", source)
     if config.vision is not None:
         check_tower(config.vision, "vision", source)
+    if config.depth is not None:
+        check_midas(config.depth, source)
     levels = len(unet.channels)
     _require(source, (
         ("vae", 1 <= len(vae.channels) <= 8 and 1 <= vae.blocks <= 16 and 1 <= vae.latent_channels <= 64),
@@ -181,6 +186,7 @@ def check(config: ModelConfig, source: str) -> None:
         ("unet classes", unet.classes is None or 1 <= unet.classes <= 2**16),
         ("low_res, which an upscaler has", upscales == (config.low_res is not None)),
         ("low_res betas", config.low_res is None or 0.0 < config.low_res.beta_start <= config.low_res.beta_end < 1.0),
+        ("depth, which a depth-to-image model has", sees_depth == (config.depth is not None)),
         ("image_size", 0 < config.image_size <= 2**14 and config.image_size % vae.factor == 0),
         ("train_steps", 1 <= diffusion.train_steps <= 10**6),
         ("beta_start and beta_end", 0.0 < diffusion.beta_start <= diffusion.beta_end < 1.0),
@@ -212,6 +218,22 @@ def check_tower(c: Any, name: str, source: str) -> None:
         ))
 
 
+def check_midas(c: Any, source: str) -> None:
+    """InputError unless MiDaS can be built from its configuration."""
+    inner = [width // 4 for width in c.stages]
+    _require(source, (
+        ("depth stages and depths", len(c.stages) == len(c.depths) == 3 and all(1 <= n <= 64 for n in c.depths)),
+        ("depth widths and groups",
+         c.groups > 0 and all(0 < n <= 2**14 and n % c.groups == 0 for n in (c.stem, *c.stages, *inner))),
+        ("depth width and heads", 0 < c.heads and 0 < c.width <= 2**14 and c.width % c.heads == 0),
+        ("depth layers", 1 <= c.layers <= 100),
+        ("depth hooks, two of the layers", len(c.hooks) == 2 and all(0 <= n < c.layers for n in c.hooks)),
+        ("depth features and head", 2 <= c.features <= 2**14 and 1 <= c.head <= 2**14),
+        ("depth norm_eps", 0.0 < c.norm_eps < 1.0),
+        ("depth image_size", 32 <= c.image_size <= 2**12 and c.image_size % 32 == 0),
+    ))
+
+
 def _require(source: str, conditions: Iterable[tuple[str, bool]]) -> None:
     for name, good in conditions:
         if not good:
@@ -231,8 +253,8 @@ def check_tokenizer(tokenizer: Tokenizer, c: Any, source: str) -> Tokenizer:
 
 def known_channels(z: int) -> tuple[int, ...]:
     """How many channels a UNet may take in: latents alone; with a mask and a picture's latents (inpainting); with a
-    small picture (upscaling)."""
-    return z, 2 * z + 1, z + 3
+    small picture (upscaling); with a map of depth."""
+    return z, 2 * z + 1, z + 3, z + 1
 
 
 def by_channels(n: int) -> str:

@@ -1,7 +1,12 @@
-"""Trains CLIP: each picture of a batch must find its caption, and each caption its picture."""
+"""Trains CLIP: each picture of a batch must find its caption, and each caption its picture.
+
+In a random batch colours and places alone nearly always tell the pairs apart, and the encoders learn shapes last or
+never. So each picture also sees its own caption with one word wrong, a hard negative as in NegCLIP, arXiv:2210.01936.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,11 +17,14 @@ from flax import nnx
 from sdjax.clip import ImageEncoder, TextEncoder, cosine
 from sdjax.config import TextConfig, VisionConfig
 from sdjax.tokenizer import Tokenizer
-from sdjax.toyworld import scene_at
+from sdjax.toyworld import COLOURS, SHAPES, SIZES, TIMES, Scene, is_held_out, scene_at
+from sdjax.toyworld.scene import REVERSE, pick
 from sdjax.training.data import captions, step_rng, to_float
 from sdjax.training.loop import Recipe, fit
 
-RECIPE = Recipe(steps=500, batch=64, learning_rate=1e-3, warmup=100, weight_decay=0.05)
+RECIPE = Recipe(steps=1200, batch=64, learning_rate=1e-3, warmup=100, weight_decay=0.05)
+# What can be wrong in a caption, each as likely as its share: shapes are what is hardest to see.
+WRONG = ("shape", "shape", "shape", "colour", "colours swapped", "relation", "size", "time")
 # Nothing behind the end token reaches a sentence's vector, since the transformer is causal: training on the
 # first tokens alone gives the same numbers for less than half the work. No caption of the world is longer.
 TOKENS = 32
@@ -34,10 +42,47 @@ class CLIP(nnx.Module):
 
 
 def contrastive_loss(similarity: jax.Array, scale: jax.Array) -> jax.Array:
-    """Cross-entropy of choosing the partner on the diagonal, by rows and by columns: figure 3 of arXiv:2103.00020."""
+    """Cross-entropy of choosing the partner on the diagonal, by rows and by columns: figure 3 of arXiv:2103.00020.
+
+    [b, c] with c >= b: rows are pictures, columns captions; those beyond b are nobody's, and no row should choose them.
+    """
     logits = jnp.exp(jnp.minimum(scale, MAX_LOGIT_SCALE)) * similarity
-    rows, columns = (jnp.mean(-jnp.diagonal(jax.nn.log_softmax(logits, axis=a))) for a in (0, 1))
-    return (rows + columns) / 2
+    rows = jax.nn.log_softmax(logits, axis=1)
+    columns = jax.nn.log_softmax(logits[:, : len(logits)], axis=0)
+    return -(jnp.mean(jnp.diagonal(rows)) + jnp.mean(jnp.diagonal(columns))) / 2
+
+
+def mistaken(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one thing wrong; never a pairing that is held out, nor two solids that look the same."""
+    while True:
+        wrong, which = pick(rng, WRONG), pick(rng, range(len(scene.solids)))
+        solids, time, relation = list(scene.solids), scene.time, scene.relation
+        if wrong == "time":
+            time = pick(rng, TIMES)
+        elif wrong == "relation" and relation is not None:
+            relation = REVERSE[relation]
+        elif wrong == "colours swapped" and len({s.shape for s in solids}) == 2:
+            first, second = (s.colour for s in solids)
+            solids = [dataclasses.replace(s, colour=c) for s, c in zip(solids, (second, first))]
+        elif wrong in ("shape", "colour", "size"):
+            other = pick(rng, {"shape": SHAPES, "colour": COLOURS, "size": SIZES}[wrong])
+            solids[which] = dataclasses.replace(solids[which], **{wrong: other})
+        found = Scene(tuple(solids), time, relation)
+        alike = len({(s.colour, s.shape) for s in solids}) < len(solids)
+        if found != scene and not alike and not is_held_out(found):
+            return found
+
+
+def right_and_wrong(scenes: list[Scene], rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """A true caption of each scene, and the same sentence with one word of it wrong."""
+    right, wrong = [], []
+    for scene, words in zip(scenes, rng.integers(2**32, size=len(scenes))):
+        said = other = captions([scene], np.random.default_rng(words))[0]
+        while other == said:  # not every sentence tells the size, the time or the relation
+            other = captions([mistaken(scene, rng)], np.random.default_rng(words))[0]
+        right.append(said)
+        wrong.append(other)
+    return right, wrong
 
 
 def train(
@@ -50,8 +95,8 @@ def train(
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
         rows = np.sort(rng.choice(len(pictures), size=recipe.batch, replace=False))
-        said = captions([scene_at(recipe.seed, "train", int(r)) for r in rows], rng)
-        ids = tokenizer(said)[:, :TOKENS]
+        right, wrong = right_and_wrong([scene_at(recipe.seed, "train", int(r)) for r in rows], rng)
+        ids = tokenizer(right + wrong)[:, :TOKENS]
         assert (ids == tokenizer.end_id).any(axis=1).all(), "a caption is longer than TOKENS"
         return {"pictures": to_float(pictures[rows]), "ids": ids}
 

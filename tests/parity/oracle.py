@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from golden import FIXTURES
 from safetensors.numpy import save_file
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 import sdjax
 
@@ -53,6 +53,23 @@ CONFIGS = {
         "scheduler": SCHEDULE | {"prediction_type": "v_prediction"},
     },
 }
+CONFIGS["x4"] = {
+    "unet": UNET_CONFIG | dict(
+        sample_size=128, in_channels=7, block_out_channels=[256, 512, 512, 1024], cross_attention_dim=1024,
+        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
+        up_block_types=["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
+        attention_head_dim=8, num_class_embeds=1000, only_cross_attention=[True, True, True, False],
+        use_linear_projection=True,
+    ),
+    "vae": dict(
+        block_out_channels=[128, 256, 512], sample_size=256, scaling_factor=0.08333,
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+    ),
+    "text_encoder": CONFIGS["sd2"]["text_encoder"],
+    "scheduler": SCHEDULE | dict(beta_start=0.0001, beta_end=0.02, prediction_type="v_prediction"),
+}
+CONFIGS["depth"] = CONFIGS["sd2"] | {"unet": CONFIGS["sd2"]["unet"] | {"in_channels": 5}, "scheduler": SCHEDULE}
+LOW_RES = dict(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear", clip_sample=True)
 VAE_CONFIG = dict(
     block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, sample_size=512,
     down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
@@ -69,18 +86,25 @@ def random_tensor(name: str, shape: tuple[int, ...], draw: np.random.Generator) 
     return np.float32(1.0) + np.float32(0.2) * x if name.endswith("weight") else np.float32(0.1) * x
 
 
+def released_shapes(family: str, channels: int) -> dict[str, list[int]]:
+    """The names and shapes in a released file; of 9 channels, the one for inpainting."""
+    if family == "x4":
+        return KEYS["X4-upscaler"]
+    version = "2" if family == "depth" else family[-1]
+    lists = {UNET: f"UNET-v{version}-SD", VAE: "VAE-v1-SD", TEXT[f"sd{version}"]: f"CLIP-v{version}-SD"}
+    if family == "depth":
+        lists["depth_model.model."], channels = "MiDaS", 5
+    shapes = {prefix + name: shape for prefix, keys in lists.items() for name, shape in KEYS[keys].items()}
+    return shapes | {f"{UNET}input_blocks.0.0.weight": [320, channels, 3, 3]}
+
+
 def write_original(path: Path, family: str, dtype: type, seed: int, channels: int = 4) -> None:
-    """One file with exactly the names and shapes of the released one; of 9 channels, the one for inpainting."""
+    """One file with exactly the names and shapes of the released one, and random weights."""
     draw = np.random.default_rng(seed)
-    version = family[-1]
-    lists = {UNET: f"UNET-v{version}-SD", VAE: "VAE-v1-SD", TEXT[family]: f"CLIP-v{version}-SD"}
-    tensors = {
-        prefix + name: np.asarray(random_tensor(name, tuple(shape), draw), np.int64 if "_ids" in name else dtype)
-        for prefix, keys in lists.items() for name, shape in KEYS[keys].items()
-    }
-    conv_in = f"{UNET}input_blocks.0.0.weight"
-    tensors[conv_in] = np.asarray(random_tensor(conv_in, (320, channels, 3, 3), draw), dtype)
-    save_file(tensors, path)
+    save_file({
+        name: np.asarray(random_tensor(name, tuple(shape), draw), np.int64 if "_ids" in name else dtype)
+        for name, shape in released_shapes(family, channels).items()
+    }, path)
 
 
 def write_configs(folder: Path, family: str, kind: type, channels: int) -> None:
@@ -90,11 +114,14 @@ def write_configs(folder: Path, family: str, kind: type, channels: int) -> None:
         "text_encoder": ("transformers", "CLIPTextModel"), "tokenizer": ("transformers", "CLIPTokenizer"),
         "scheduler": ("diffusers", "DDIMScheduler"),
     }
-    configs = CONFIGS[family] | {"vae": VAE_CONFIG}
-    configs["unet"] = configs["unet"] | {"in_channels": channels}
+    configs = CONFIGS[family] | {"vae": VAE_CONFIG | CONFIGS[family].get("vae", {})}
+    if channels != 4:
+        configs["unet"] = configs["unet"] | {"in_channels": channels}
+    if family == "x4":
+        classes["low_res_scheduler"], configs["low_res_scheduler"] = ("diffusers", "DDPMScheduler"), LOW_RES
     files = {"model_index.json": {"_class_name": kind.__name__, **classes}}
     for part, values in configs.items():
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        name = "scheduler_config.json" if "scheduler" in part else "config.json"
         files[f"{part}/{name}"] = {"_class_name": classes[part][1], **values}
     for name, values in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +147,14 @@ def diffusers_pipeline(
 ) -> Any:
     """The file at `path` as diffusers loads it, in float32, with DDIM; `folder` is for what it needs beside."""
     write_configs(folder / "configs", family, kind, channels)
+    others: dict[str, Any] = {"feature_extractor": None, "safety_checker": None}
+    if family == "x4":
+        others = {"low_res_scheduler": DDPMScheduler(**LOW_RES)}
+    if family == "depth":  # diffusers does not read MiDaS out of the file: one of no use, since the depth is given
+        others = {"depth_estimator": DPTForDepthEstimation(DPTConfig(num_hidden_layers=12, hidden_size=48)),
+                  "feature_extractor": DPTImageProcessor()}
     return kind.from_single_file(
         str(path), config=str(folder / "configs"), local_files_only=True, torch_dtype=torch.float32,
         tokenizer=clip_tokenizer(folder / "tokenizer", "<|endoftext|>" if family == "sd1" else "!"),
-        scheduler=DDIMScheduler(**CONFIGS[family]["scheduler"]), safety_checker=None, feature_extractor=None,
+        scheduler=DDIMScheduler(**CONFIGS[family]["scheduler"]), **others,
     )

@@ -1,0 +1,38 @@
+"""The command line: reads arguments, calls the package, writes files. JAX is imported by the commands that need it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from sdjax.cli import draw, toyworld, weights
+from sdjax.errors import InputError
+
+app = typer.Typer(
+    name="sdjax", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Stable Diffusion 1.x and 2.x in JAX: draw, look inside weights, convert them, train a small model.",
+)
+for part in (draw, weights, toyworld):
+    app.add_typer(part.app)
+
+
+def main() -> None:
+    """Runs the command line: 0 when done, 2 with one line on stderr for wrong input, 130 when interrupted."""
+    try:
+        app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("sdjax: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        # typer's own errors (no such option, not a number) have no public base class, but all have this method.
+        usage = getattr(error, "format_message", None)
+        if usage is None and not isinstance(error, (InputError, FloatingPointError)):
+            raise
+        message = f"{usage()} See `sdjax --help`." if usage else str(error)
+        print(f"sdjax: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)

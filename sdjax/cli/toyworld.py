@@ -1,0 +1,135 @@
+"""Commands about the small model and its world: train, evaluate, sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdjax.cli import common
+from sdjax.errors import InputError
+
+app = typer.Typer(rich_markup_mode=None)
+train = typer.Typer(rich_markup_mode=None, help="Train a part of the small model from nothing.")
+app.add_typer(train, name="train")
+OUT = Path("outputs")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Argument(help="Weights of the toy world. Default: the small model that ships.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts a figure.")] = 500,
+    steps: Annotated[int, typer.Option(help="DDIM steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
+    seed: Annotated[int, typer.Option(help="Which scenes of the test split, and which noise.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Only this figure; may be given more than once.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table here, as JSON.")] = None,
+) -> None:
+    """Measure how well the small model draws what it is asked, by the judge."""
+    common.prepare()
+    import sdjax
+    from sdjax import evaluate as figures
+    from sdjax.files import written_whole
+    from sdjax.toyworld.judge import load_judge
+
+    folder = model or common.default_model()
+    report = figures.evaluate(
+        sdjax.load(folder), load_judge(folder), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
+        only=only or None,
+    )
+    print(figures.table(report))
+    if out:
+        with written_whole(out) as part:
+            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command()
+def sweep(
+    model: Annotated[
+        Path | None, typer.Argument(help="Weights of the toy world. Default: the small model that ships.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts a scale, half of them with one object.")] = 50,
+    images: Annotated[int, typer.Option(help="Pictures a prompt.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 50,
+    sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or ddpm.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Which scenes of the test split, and which noise.")] = 0,
+    scale: Annotated[list[float] | None, typer.Option(help="A guidance scale; may be given more than once.")] = None,
+    out: Annotated[Path, typer.Option(help="The .png file of the plot; its figures go beside it as .json.")] = OUT
+    / "sweep.png",
+) -> None:
+    """Measure and plot what guidance does to adherence and diversity (needs the `plots` extra)."""
+    common.prepare()
+    import sdjax
+    from sdjax import plots
+    from sdjax import sweep as guidance
+    from sdjax.files import written_whole
+    from sdjax.toyworld.judge import load_judge
+
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out: found {out}, expected a .png file")
+    plots.figure()  # without matplotlib there is nothing to wait for
+    folder = model or common.default_model()
+    rows = guidance.sweep(
+        sdjax.load(folder), load_judge(folder), scales=scale or guidance.SCALES, prompts=prompts, images=images,
+        steps=steps, sampler=sampler, seed=seed,
+    )
+    print(guidance.table(rows))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plots.guidance_sweep(rows, out)
+    settings = {"prompts": prompts, "images": images, "steps": steps, "sampler": sampler, "seed": seed}
+    with written_whole(out.with_suffix(".json")) as part:
+        part.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(out)
+
+
+Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]
+StepsOf = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.")]
+Scenes = Annotated[int | None, typer.Option(help="Scenes in the training set; default: the recipe's.")]
+RUN = Path("runs/tiny")
+
+
+@train.command("tokenizer")
+def train_tokenizer(run: Run = RUN) -> None:
+    """Learn the merges of the byte-pair encoding from captions."""
+    _stage("tokenizer", run)
+
+
+@train.command("clip")
+def train_clip(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None) -> None:
+    """Train the text and image encoders: each picture must find its caption."""
+    _stage("clip", run, steps, scenes)
+
+
+@train.command("vae")
+def train_vae(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None) -> None:
+    """Train the autoencoder."""
+    _stage("vae", run, steps, scenes)
+
+
+@train.command("unet")
+def train_unet(
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None,
+    start: Annotated[Path | None, typer.Option(help="Begin with the denoiser of this model, not with chance.")] = None,
+) -> None:
+    """Train the denoiser on what the other parts give, and put the model together in RUN/model."""
+    _stage("unet", run, steps, scenes, start)
+
+
+@train.command("judge")
+def train_judge(run: Run = RUN, steps: StepsOf = None) -> None:
+    """Train the judge, which reads colour, shape and place back from pictures."""
+    _stage("judge", run, steps)
+
+
+def _stage(
+    name: str, run: Path, steps: int | None = None, scenes: int | None = None, start: Path | None = None
+) -> None:
+    common.prepare()
+    from sdjax.training import stages
+
+    stages.run_stage(name, run, steps, scenes, start)
+    print(run)
