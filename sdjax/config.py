@@ -183,6 +183,33 @@ def tiny(vocab_size: int = 1024) -> ModelConfig:
     )
 
 
+def tiny_inpaint(base: ModelConfig) -> ModelConfig:
+    """The small model, for inpainting."""
+    return inpainting(base, "tiny-inpaint")
+
+
+def tiny_depth(base: ModelConfig) -> ModelConfig:
+    """The small model, for depth-to-image, with a MiDaS of half a million parameters."""
+    depth = MidasConfig(
+        image_size=128, stem=16, stages=(32, 64, 128), depths=(1, 1, 1), groups=8, width=128, layers=2, heads=4,
+        hooks=(0, 1), features=32,
+    )
+    unet = dataclasses.replace(base.unet, in_channels=base.vae.latent_channels + 1)
+    return dataclasses.replace(base, name="tiny-depth", unet=unet, depth=depth)
+
+
+def tiny_upscaler(base: ModelConfig) -> ModelConfig:
+    """A small x4 upscaler, 32 to 128 pixels: f = 4, and transformers without self-attention, as the released one."""
+    return dataclasses.replace(
+        base, name="tiny-upscaler", vae=VAEConfig(channels=(16, 32, 64), blocks=1, groups=8, scale=1.0),
+        unet=dataclasses.replace(
+            base.unet, in_channels=7, channels=(32, 64, 128), heads=(1, 2, 4), cross_only=(True, True, False),
+            classes=1000,
+        ),
+        low_res=DiffusionConfig(beta_start=0.0001, beta_end=0.02),
+    )
+
+
 def inpainting(base: ModelConfig, name: str) -> ModelConfig:
     """The same, but its UNet also sees a mask and the latents of the picture around it."""
     channels = 2 * base.vae.latent_channels + 1

@@ -179,6 +179,13 @@ def grid(pictures: ArrayLike, columns: int) -> np.ndarray:
     return cells.reshape(rows * height, columns * width, channels)
 
 
+def shrunk(pictures: ArrayLike, factor: int = 4) -> Float[np.ndarray, "b h w c"]:
+    """Pictures [b, H, W, c] at a `factor`-th of their size: means of squares of pixels, float32."""
+    b, height, width, c = np.shape(pictures)
+    cut = np.reshape(pictures, (b, height // factor, factor, width // factor, factor, c))
+    return cut.mean(axis=(2, 4), dtype=np.float32)
+
+
 def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
     """Pictures as float32 [b, H, W, 3] in [-1, 1], from floats or uint8, one or many; InputError if they are not."""
     array = np.asarray(pictures)

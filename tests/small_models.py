@@ -46,8 +46,10 @@ UPSCALER = dataclasses.replace(
 DEPTH = dataclasses.replace(
     OPENCLIP, name="like-sd2-depth", vision=None, text=dataclasses.replace(OPENCLIP.text, projection=None),
     unet=dataclasses.replace(OPENCLIP.unet, in_channels=5),
-    depth=MidasConfig(image_size=64, stem=8, stages=(32, 32, 32), depths=(1, 1, 1), groups=4, width=8, layers=2, heads=2,
-                      hooks=(0, 1), features=4),
+    depth=MidasConfig(
+        image_size=64, stem=8, stages=(32, 32, 32), depths=(1, 1, 1), groups=4, width=8, layers=2, heads=2,
+        hooks=(0, 1), features=4,
+    ),
 )
 
 

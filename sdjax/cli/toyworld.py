@@ -34,12 +34,12 @@ def evaluate(
     import sdjax
     from sdjax import evaluate as figures
     from sdjax.files import written_whole
-    from sdjax.toyworld.judge import load_judge
+    from sdjax.toyworld.judge import FILE, load_judge
 
     folder = model or common.default_model()
     report = figures.evaluate(
-        sdjax.load(folder), load_judge(folder), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
-        only=only or None,
+        sdjax.load(folder), load_judge(folder if (folder / FILE).exists() else common.default_model()),
+        prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed, only=only or None,
     )
     print(figures.table(report))
     if out:
@@ -89,6 +89,7 @@ def sweep(
 Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]
 StepsOf = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.")]
 Scenes = Annotated[int | None, typer.Option(help="Scenes in the training set; default: the recipe's.")]
+Start = Annotated[Path | None, typer.Option(help="Begin with the denoiser of this model.")]
 RUN = Path("runs/tiny")
 
 
@@ -112,11 +113,28 @@ def train_vae(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None) -> N
 
 @train.command("unet")
 def train_unet(
-    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None,
-    start: Annotated[Path | None, typer.Option(help="Begin with the denoiser of this model, not with chance.")] = None,
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None
 ) -> None:
     """Train the denoiser on what the other parts give, and put the model together in RUN/model."""
     _stage("unet", run, steps, scenes, start)
+
+
+@train.command("inpaint")
+def train_inpaint(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
+    """Go on with the denoiser of RUN/model, or of --start, so that it fills holes: RUN/inpaint/model."""
+    _stage("inpaint", run, steps, scenes, start)
+
+
+@train.command("depth")
+def train_depth(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
+    """Train MiDaS on the world's depth, and the denoiser to follow it: RUN/depth/model."""
+    _stage("depth", run, steps, scenes, start)
+
+
+@train.command("upscale")
+def train_upscale(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
+    """Train the x4 upscaler, 32 to 128 pixels: RUN/upscale/model."""
+    _stage("upscale", run, steps, scenes, start)
 
 
 @train.command("judge")

@@ -8,7 +8,7 @@ For example:
 """
 
 from sdjax.toyworld.captions import LANGUAGES, caption, describe
-from sdjax.toyworld.render import SKY_DEPTH, render, render_batch
+from sdjax.toyworld.render import SKY_DEPTH, nearness, render, render_batch
 from sdjax.toyworld.scene import (
     COLOURS,
     RELATIONS,
@@ -39,6 +39,7 @@ __all__ = [
     "caption",
     "describe",
     "is_held_out",
+    "nearness",
     "render",
     "render_batch",
     "sample_scene",

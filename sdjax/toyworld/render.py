@@ -143,6 +143,11 @@ def render_batch(scenes: Sequence[Scene], size: int = 128) -> tuple[np.ndarray, 
     return np.stack(pictures), np.stack(depths)
 
 
+def nearness(depth: np.ndarray) -> np.ndarray:
+    """Inverse depth, float32, as depth networks see it: 0 in the sky, largest where it is nearest."""
+    return np.where(depth < SKY_DEPTH, 1.0 / depth, 0.0).astype(np.float32)
+
+
 @lru_cache(maxsize=4)
 def _rays(size: int) -> Rays:
     if size < 8:

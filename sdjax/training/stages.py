@@ -4,25 +4,21 @@
     RUN/model/           the whole, as `sdjax.load` takes it
     RUN/judge.safetensors
 
-and the pictures, checkpoints and loss curves of each stage in folders of their own beside them.
+and the pictures, checkpoints and loss curves of each stage in folders of their own beside them. What comes after is in
+conditioned.py: inpainting, depth, upscaling.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from sdjax.checkpoint import native, tree
+from sdjax.checkpoint import native
 from sdjax.checkpoint.load import load
-from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
+from sdjax.checkpoint.reader import SafetensorsFile
 from sdjax.clip import ImageEncoder, TextEncoder
 from sdjax.config import ModelConfig, tiny
 from sdjax.errors import InputError
@@ -31,8 +27,9 @@ from sdjax.images import grid, to_uint8, write_png
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import caption, describe, scene_at
-from sdjax.training import clip, data, judge, unet, vae
+from sdjax.training import clip, conditioned, data, judge, unet, vae
 from sdjax.training.loop import Recipe
+from sdjax.training.parts import latents_of, read_module, write_module
 from sdjax.unet import UNet
 from sdjax.vae import VAE
 
@@ -54,10 +51,14 @@ def run_stage(
             raise InputError(f"{what}: found {number}, expected at least 1")
     if name == "tokenizer":
         return train_tokenizer(run)
-    train, recipe = {"vae": (train_vae, vae.RECIPE), "clip": (train_clip, clip.RECIPE),
-                     "unet": (partial(train_unet, start=start), unet.RECIPE),
-                     "judge": (train_judge, judge.RECIPE)}[name]
-    train(run, dataclasses.replace(recipe, steps=steps or recipe.steps), scenes or SCENES)
+    train, recipe, most = {
+        "vae": (train_vae, vae.RECIPE, SCENES), "clip": (train_clip, clip.RECIPE, SCENES),
+        "unet": (partial(train_unet, start=start), unet.RECIPE, SCENES), "judge": (train_judge, judge.RECIPE, SCENES),
+        "inpaint": (partial(conditioned.train_inpaint, start=start), conditioned.INPAINT, conditioned.SCENES),
+        "depth": (partial(conditioned.train_depth, start=start), conditioned.DEPTH, conditioned.SCENES),
+        "upscale": (partial(conditioned.train_upscale, start=start), conditioned.UPSCALE, conditioned.SCENES),
+    }[name]
+    train(run, dataclasses.replace(recipe, steps=steps or recipe.steps), scenes or most)
 
 
 def train_tokenizer(run: Path) -> None:
@@ -84,7 +85,7 @@ def train_vae(run: Path, recipe: Recipe = vae.RECIPE, scenes: int = SCENES) -> N
 
     trained = vae.train(tiny().vae, pictures, run / "vae", recipe, watch=draw)
     scale = vae.latent_scale(unet.encode(trained, pictures[:500]).mean)
-    _write(run / "vae.safetensors", trained, {"scale": repr(scale)})
+    write_module(run / "vae.safetensors", trained, {"scale": repr(scale)})
 
 
 def train_clip(run: Path, recipe: Recipe = clip.RECIPE, scenes: int = SCENES) -> None:
@@ -92,8 +93,8 @@ def train_clip(run: Path, recipe: Recipe = clip.RECIPE, scenes: int = SCENES) ->
     tokenizer, config = _tokenizer(run)
     pictures = data.pictures(run / "data", "train", scenes)
     text, image = clip.train(config.text, config.vision, tokenizer, pictures, run / "clip", recipe)
-    _write(run / "text_encoder.safetensors", text)
-    _write(run / "image_encoder.safetensors", image)
+    write_module(run / "text_encoder.safetensors", text)
+    write_module(run / "image_encoder.safetensors", image)
 
 
 def train_unet(
@@ -104,15 +105,18 @@ def train_unet(
     `start` is a model of the same configuration whose denoiser is gone on with; InputError for another.
     """
     tokenizer, config = _tokenizer(run)
-    text = _read(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
-    image = _read(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
-    coder = _read(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
+    text = read_module(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
+    image = read_module(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
+    coder = read_module(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     begun = None if start is None else load(start).unet
     if begun and begun.config != config.unet:
         raise InputError(f"{start}: its denoiser is {begun.config}, expected {config.unet}")
-    latents = _latents(run, coder, scenes)
+    latents = latents_of(
+        run / "data" / f"latents-{scenes}.safetensors", coder, data.pictures(run / "data", "train", scenes),
+        run / "vae.safetensors",
+    )
 
     def assembled(denoiser: UNet) -> StableDiffusion:
         return StableDiffusion(config, tokenizer, TextNetwork.of(text), VAENetwork.of(coder), Network.of(denoiser),
@@ -129,17 +133,6 @@ def train_judge(run: Path, recipe: Recipe = judge.RECIPE, scenes: int = SCENES) 
     judge.train(data.pictures(run / "data", "train", scenes), run / "judge", recipe).save(run / "judge.safetensors")
 
 
-def _latents(run: Path, coder: VAE, scenes: int) -> unet.Posterior:
-    """The posteriors of the training pictures, computed once for this VAE and kept beside the pictures."""
-    path = run / "data" / f"latents-{scenes}.safetensors"
-    weights = run / "vae.safetensors"
-    if not path.exists() or path.stat().st_mtime < weights.stat().st_mtime:
-        posterior = unet.encode(coder, data.pictures(run / "data", "train", scenes))
-        write_safetensors(path, posterior._asdict(), {})
-    file = SafetensorsFile(path)
-    return unet.Posterior(*(file.read(name) for name in unet.Posterior._fields))
-
-
 def _draw(sd: StableDiffusion, path: Path) -> None:
     """A sheet of sixteen fresh scenes' captions, one object and two, drawn in 20 steps."""
     prompts = [describe(scene_at(1, "valid", i, count=1 + i // 8)) for i in range(16)]
@@ -153,16 +146,3 @@ def _tokenizer(run: Path) -> tuple[Tokenizer, ModelConfig]:
         raise InputError(f"{path}: not there yet; run `sdjax train tokenizer` first")
     tokenizer = Tokenizer.load(path)
     return tokenizer, tiny(tokenizer.vocab_size)
-
-
-def _write(path: Path, module: nnx.Module, metadata: dict[str, str] | None = None) -> None:
-    write_safetensors(path, tree.flatten(nnx.state(module)), metadata or {})
-
-
-def _read(path: Path, build: Callable[[Any], Any], stage: str) -> Any:
-    if not path.exists():
-        raise InputError(f"{path}: not there yet; run `sdjax train {stage}` first")
-    graph, state = tree.abstract(build)
-    file = SafetensorsFile(path)
-    arrays: dict[str, jax.Array] = {name: jnp.asarray(file.read(name, np.float32)) for name in file.names()}
-    return nnx.merge(graph, tree.fill(state, arrays, str(path)))

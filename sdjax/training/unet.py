@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from sdjax.clip import TextEncoder
 from sdjax.config import DiffusionConfig, UNetConfig
-from sdjax.diffusion import training_pair
+from sdjax.diffusion import add_noise, alphas, training_pair
+from sdjax.request import MOST_NOISE
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import scene_at
 from sdjax.training.data import captions, step_rng, to_float
@@ -45,11 +46,13 @@ def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
 def train(
     config: UNetConfig, diffusion: DiffusionConfig, text_encoder: TextEncoder, tokenizer: Tokenizer,
     latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
-    watch: Callable[[int, UNet], None] | None = None, start: UNet | None = None,
+    watch: Callable[[int, UNet], None] | None = None, start: UNet | None = None, beside: np.ndarray | None = None,
+    low_res: DiffusionConfig | None = None,
 ) -> UNet:
     """The trained denoiser; `latents` are the unscaled posteriors of scenes 0 to n of the training split.
 
-    `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with.
+    `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with; `beside`
+    [n, h, w, k] are the channels that it sees beside the latents, noised by the schedule `low_res` where there is one.
     """
     graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
@@ -62,7 +65,8 @@ def train(
         rows = np.where(rng.random(recipe.batch) < SINGLES, rng.choice(singles, recipe.batch), rows)
         said = captions([scene(int(r)) for r in rows], rng)
         kept = ["" if rng.random() < DROP else caption for caption in said]
-        return {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}
+        batch = {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}
+        return batch if beside is None else batch | {"beside": beside[rows]}
 
     def loss(parameters, text_parameters, batch, key):
         of_latent, of_noise, of_time = jax.random.split(key, 3)
@@ -71,7 +75,14 @@ def train(
         t = jax.random.randint(of_time, (len(x0),), 0, diffusion.train_steps)
         text = nnx.merge(text_graph, text_parameters)(batch["ids"])
         x, target, weight = training_pair(x0, eps, t, diffusion)
-        error = jnp.mean((nnx.merge(graph, parameters)(x, t, text) - target) ** 2, axis=(1, 2, 3))
+        shown, classes = batch.get("beside"), None
+        if low_res is not None:
+            of_level, of_small = jax.random.split(jax.random.fold_in(key, 1))
+            classes = jax.random.randint(of_level, (len(x),), 0, min(MOST_NOISE + 1, config.classes))
+            share = jnp.asarray(alphas(low_res), jnp.float32)[classes]
+            shown = add_noise(shown, jax.random.normal(of_small, shown.shape), share)
+        x = x if shown is None else jnp.concatenate([x, shown], axis=-1)
+        error = jnp.mean((nnx.merge(graph, parameters)(x, t, text, classes) - target) ** 2, axis=(1, 2, 3))
         return jnp.mean(weight * error)
 
     seen = (lambda step, average: watch(step, nnx.merge(graph, average))) if watch else None

@@ -1,0 +1,118 @@
+"""The figures of text to image: judge, VAE and CLIP on renders, then what is drawn of a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sdjax.evaluate.bench import FAST, SPLIT, Bench, Drawing, Row, difference, mean, share
+from sdjax.images import as_pictures
+from sdjax.toyworld import LANGUAGES, Scene, describe, render_batch, scene_at
+from sdjax.toyworld.judge import Seen, middle, obeys
+
+PLACE = 5.0  # pixels that the judge may be off
+CAPTIONS = 64  # among which CLIP must find the right one
+
+
+def judge(bench: Bench) -> list[Row]:
+    scenes, seen = bench.scenes(None), []
+    for _, some in bench.batches(scenes, 64):
+        seen += bench.judge.read(as_pictures(render_batch(some)[0], "renders"))
+    verdicts = [obeys(found, scene) for found, scene in zip(seen, scenes)]
+    placed = [v.objects and _in_place(found, scene) for v, found, scene in zip(verdicts, seen, scenes)]
+    run = f"renders, seed {bench.seed}"
+    return [
+        share(f"judge: colours, shapes, places within {PLACE:g} px", placed, run),
+        share("judge: and relation", [p and v.relation for p, v in zip(placed, verdicts)], run),
+        share("judge: and sizes", [p and v.sizes for p, v in zip(placed, verdicts)], run),
+    ]
+
+
+def _in_place(found: list[Seen], scene: Scene) -> bool:
+    places = {(solid.colour, solid.shape): middle(solid) for solid in scene.solids}
+    return all(math.dist((s.x, s.y), places[s.colour, s.shape]) <= PLACE for s in found)
+
+
+def vae(bench: Bench) -> list[Row]:
+    scenes, decibels = bench.scenes(None), []
+    for _, some in bench.batches(scenes):
+        pictures = as_pictures(render_batch(some)[0], "renders")
+        rebuilt = np.clip(np.asarray(bench.sd.vae.decode(bench.sd.vae.encode(pictures).mean)), -1.0, 1.0)
+        error = np.mean((rebuilt - pictures).astype(np.float64) ** 2, axis=(1, 2, 3))
+        decibels += list(10 * np.log10(2.0**2 / np.maximum(error, 1e-12)))  # the range of a picture is 2
+    values = np.array(decibels[: len(scenes)])
+    return [mean("VAE: PSNR of fresh scenes", values, "dB", f"renders, seed {bench.seed}")]
+
+
+def clip(bench: Bench) -> list[Row]:
+    right: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
+    for scenes in _groups(bench):
+        pictures = as_pictures(render_batch(scenes)[0], "renders")
+        for language, found in right.items():
+            similarity = bench.sd.similarity(pictures, [describe(scene, language) for scene in scenes])
+            found += (np.argmax(similarity, axis=1) == np.arange(CAPTIONS)).tolist()
+    name, run = f"CLIP: its caption among {CAPTIONS}", f"renders, seed {bench.seed}"
+    return [share(f"{name}, {language}", found, run) for language, found in right.items()]
+
+
+def _groups(bench: Bench) -> Iterator[list[Scene]]:
+    """Groups of 64 scenes of which no two have the same caption, `prompts` scenes or a few more in all."""
+    index = 0
+    for _ in range(math.ceil(bench.prompts / CAPTIONS)):
+        group: dict[str, Scene] = {}
+        while len(group) < CAPTIONS:
+            scene = scene_at(bench.seed, SPLIT, index)
+            group.setdefault(describe(scene), scene)
+            index += 1
+        yield list(group.values())
+
+
+def one(bench: Bench) -> list[Row]:
+    verdicts, run = bench.verdicts(Drawing(1)), bench.how()
+    return [
+        share("one object: colour and shape", [v.objects for v in verdicts], run),
+        share("one object: and size", [v.sizes for v in verdicts], run),
+    ]
+
+
+def two(bench: Bench) -> list[Row]:
+    return _pairs(bench, Drawing(2), "two objects")
+
+
+def held_out(bench: Bench) -> list[Row]:
+    return _pairs(bench, Drawing(2, held_out=True), "held-out pairs")
+
+
+def _pairs(bench: Bench, drawing: Drawing, name: str) -> list[Row]:
+    verdicts, run = bench.verdicts(drawing), bench.how()
+    return [
+        share(f"{name}: both colours and shapes", [v.objects for v in verdicts], run),
+        share(f"{name}: and relation", [v.relation for v in verdicts], run),
+    ]
+
+
+def turkish(bench: Bench) -> list[Row]:
+    return _against(bench, "Turkish", "English", {"language": "tr"}, bench.how())
+
+
+def fast(bench: Bench) -> list[Row]:
+    sampler, steps = FAST
+    name, usual = f"{steps} steps of {sampler}", f"{bench.steps} of {bench.sampler}"
+    return _against(bench, name, usual, {"fast": True}, bench.how(fast=True))
+
+
+def _against(bench: Bench, name: str, usual: str, change: dict[str, Any], run: str) -> list[Row]:
+    """One object and two, drawn in another way, and the difference from the usual way, picture by picture."""
+
+    def right(solids: int, **how: Any) -> list[bool]:
+        return [verdict.objects for verdict in bench.verdicts(Drawing(solids, **how))]
+
+    one, two = right(1, **change), right(2, **change)
+    return [
+        share(f"{name}, one object: colour and shape", one, run),
+        share(f"{name}, two objects: both colours and shapes", two, run),
+        difference(f"{name} less {usual}, objects right", one + two, right(1) + right(2), run),
+    ]

@@ -1,0 +1,145 @@
+"""The figures of models that are shown something beside the prompt: a hole, a depth, a small picture."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from sdjax.evaluate.bench import SPLIT, Bench, Row, mean, share
+from sdjax.images import as_pictures, shrunk
+from sdjax.toyworld import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    describe,
+    is_held_out,
+    nearness,
+    render,
+    scene_rng,
+    screen_box,
+)
+from sdjax.toyworld.scene import pick
+
+MARGIN = 6  # pixels between a solid and the edge of its hole
+REDRAW = 1.0  # the strength at which depth-to-image has nothing of the picture but its depth
+
+
+def inpaint(bench: Bench) -> list[Row]:
+    """One of two solids is cut out with a box, and another asked for in its place."""
+    found, kept = [], []
+    for i, scene in enumerate(bench.scenes(2)):
+        picture = as_pictures(render(scene)[0], "renders")
+        asked = changed(scene, scene_rng(bench.seed, SPLIT, i), ("colour", "shape"), first_only=True)
+        box = hole_of(scene)
+        mask = np.zeros(picture.shape[1:3], bool)
+        mask[box] = True
+        drawn = bench.sd.inpaint(describe(asked), picture, mask, paste=False, **bench.settings(i))
+        (rows, columns), wanted = box, asked.solids[0]
+        found.append(any(
+            (s.colour, s.shape) == (wanted.colour, wanted.shape)
+            and columns.start <= s.x < columns.stop and rows.start <= s.y < rows.stop
+            for s in bench.judge.read(drawn)[0]
+        ))
+        rebuilt = np.clip(np.asarray(bench.sd.vae.decode(bench.sd.vae.encode(picture).mean)), -1.0, 1.0)
+        kept.append(psnr((drawn - picture)[:, ~mask]) - psnr((rebuilt - picture)[:, ~mask]))
+        bench.bar.update()
+    return [
+        share("inpainting: the object asked for is in the hole", found, bench.how()),
+        mean("inpainting: PSNR outside the hole, less the VAE's own", np.array(kept), "dB", bench.how()),
+    ]
+
+
+def depth(bench: Bench) -> list[Row]:
+    """MiDaS against the world's depth, in the order of pixels alone."""
+    values = []
+    for scene in bench.scenes(None):
+        picture, far = render(scene)
+        values.append(correlation(ranks(bench.sd.midas(picture)[0]), ranks(nearness(far))))
+    return [mean("MiDaS: rank correlation with true depth", np.array(values), "", f"renders, seed {bench.seed}")]
+
+
+def depth2img(bench: Bench) -> list[Row]:
+    """The depth of a scene with other colours asked for: are they there, and is the depth?"""
+    right, followed = [], []
+    for i, scene in enumerate(bench.scenes(None)):
+        picture, far = render(scene)
+        asked = changed(scene, scene_rng(bench.seed, SPLIT, i), ("colour",))
+        drawn = bench.sd.depth2img(describe(asked), picture, nearness(far), REDRAW, **bench.settings(i))
+        seen = bench.judge.read(drawn)[0]
+        right.append(sorted(s.colour for s in seen) == sorted(s.colour for s in asked.solids))
+        followed.append(correlation(bench.sd.midas(drawn)[0], nearness(far)))
+        bench.bar.update()
+    return [
+        share("depth-to-image: the colours asked for", right, bench.how()),
+        mean("depth-to-image: correlation of depth, as MiDaS reads it", np.array(followed), "", bench.how()),
+    ]
+
+
+def upscale(bench: Bench) -> list[Row]:
+    """Pictures at a quarter of their size, drawn large again, against a bicubic filter."""
+    ours, bicubic = [], []
+    for i, scene in enumerate(bench.scenes(None)):
+        picture = as_pictures(render(scene)[0], "renders")
+        small = shrunk(picture)
+        drawn = bench.sd.upscale(describe(scene), small, **bench.settings(i))
+        plain = np.clip(np.asarray(jax.image.resize(small, picture.shape, "cubic")), -1.0, 1.0)
+        ours.append(psnr(drawn - picture))
+        bicubic.append(psnr(plain - picture))
+        bench.bar.update()
+    gain = np.array(ours) - np.array(bicubic)
+    return [
+        mean("upscaling: PSNR", np.array(ours), "dB", bench.how()),
+        mean("upscaling: PSNR, more than bicubic", gain, "dB", bench.how()),
+    ]
+
+
+# ---- what they are made of ---------------------------------------------------------------------------------
+
+
+def changed(
+    scene: Scene, rng: np.random.Generator, respects: tuple[str, ...], first_only: bool = False
+) -> Scene:
+    """The scene with other colours, or shapes, in a pairing that is not held out and of two different solids."""
+    choices = {"colour": COLOURS, "shape": SHAPES}
+    while True:
+        solids = tuple(
+            dataclasses.replace(s, **{r: pick(rng, choices[r]) for r in respects}) if i == 0 or not first_only else s
+            for i, s in enumerate(scene.solids)
+        )
+        found = dataclasses.replace(scene, solids=solids)
+        looks = {(s.colour, s.shape) for s in solids}
+        other = all(
+            getattr(new, r) != getattr(old, r) for new, old in zip(solids, scene.solids) for r in respects
+            if new is not old
+        )
+        if other and len(looks) == len(solids) and not is_held_out(found):
+            return found
+
+
+def hole_of(scene: Scene, size: int = 128) -> tuple[slice, slice]:
+    """The rows and columns of a box around the first solid."""
+    left, top, right, bottom = ((edge + 1) / 2 * size for edge in screen_box(scene.solids[0]))
+    rows, columns = (slice(max(int(low) - MARGIN, 0), min(int(high) + 1 + MARGIN, size))
+                     for low, high in ((top, bottom), (left, right)))
+    return rows, columns
+
+
+def psnr(error: np.ndarray) -> float:
+    """Decibels of a picture's error; pictures span 2, from -1 to 1."""
+    return float(10 * np.log10(2.0**2 / max(float(np.mean(error.astype(np.float64) ** 2)), 1e-12)))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """The place of each value in their order, equal ones at the middle of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse].reshape(values.shape)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's; 0 where one of them is the same everywhere."""
+    a, b = (x.astype(np.float64).ravel() - x.mean(dtype=np.float64) for x in (a, b))
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 0 else 0.0

@@ -1,0 +1,135 @@
+"""The stages after the small model: the same denoiser for inpainting and depth, and an upscaler; each a whole model.
+
+    RUN/inpaint/model   RUN/depth/model   RUN/upscale/model
+
+Each begins with a finished text-to-image model, by default RUN/model, whose tokenizer and text encoder it keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.checkpoint import native
+from sdjax.checkpoint.load import load
+from sdjax.config import ModelConfig, tiny_depth, tiny_inpaint, tiny_upscaler
+from sdjax.errors import InputError
+from sdjax.hardware import Network, VAENetwork
+from sdjax.images import grid, of_depth, shrunk, to_uint8, write_png
+from sdjax.midas import Midas
+from sdjax.pipeline import StableDiffusion
+from sdjax.toyworld import describe, nearness, render, scene_at
+from sdjax.training import conditions, data, midas, unet, vae
+from sdjax.training.loop import Recipe
+from sdjax.training.parts import kept, latents_of, read_module, write_module
+from sdjax.unet import UNet
+from sdjax.vae import VAE
+
+SCENES = 8_000  # a network that draws already learns what a new channel means from fewer
+INPAINT = dataclasses.replace(unet.RECIPE, steps=1500, decay=0.5)
+DEPTH = dataclasses.replace(unet.RECIPE, steps=1200, decay=0.5)
+UPSCALE = dataclasses.replace(unet.RECIPE, steps=2000, decay=0.5, learning_rate=1e-3)
+VAE_RECIPE = dataclasses.replace(vae.RECIPE, steps=1000)
+
+
+def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, start: Path | None = None) -> None:
+    """Goes on with a denoiser that now also sees a mask and the picture around the hole."""
+    base, folder = _base(run, start), run / "inpaint"
+    config, (pictures, shown) = tiny_inpaint(base.config), _world(run, scenes)
+    beside = kept(folder / "holes.safetensors", lambda: conditions.holes(
+        base.vae.module, config.vae.scale, shown, pictures, recipe.seed
+    ))
+    _train(base, config, run, folder, recipe, pictures, beside)
+
+
+def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: Path | None = None) -> None:
+    """Trains MiDaS on true depth, then goes on with a denoiser that also sees the depth."""
+    base, folder = _base(run, start), run / "depth"
+    config, (pictures, shown) = tiny_depth(base.config), _world(run, scenes)
+    path = folder / "depth_estimator.safetensors"
+    if not path.exists():
+        true = kept(folder / "true.safetensors", lambda: np.stack(
+            [nearness(render(scene)[1]).astype(np.float16) for scene in shown]
+        ))
+        fresh = np.stack([render(scene_at(0, "valid", i))[0] for i in range(8)])
+
+        def draw(step: int, network: Midas) -> None:
+            seen = np.asarray(network(data.to_float(fresh)))
+            maps = to_uint8(np.stack([of_depth(depth) for depth in seen]))
+            write_png(folder / "midas" / f"{step:06}.png", grid(np.concatenate([fresh, maps]), columns=8), None)
+
+        write_module(path, midas.train(config.depth, pictures, true, folder / "midas", watch=draw))
+    estimator = read_module(path, lambda rngs: Midas(config.depth, rngs=rngs), "depth")
+    side = config.image_size // config.vae.factor
+    beside = kept(folder / "depths.safetensors", lambda: conditions.depths(shown, side))
+    _train(base, config, run, folder, recipe, pictures, beside, depth_estimator=Network.of(estimator))
+
+
+def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, start: Path | None = None) -> None:
+    """Trains an autoencoder of f = 4, then from nothing a denoiser that also sees the small picture."""
+    base, folder = _base(run, start), run / "upscale"
+    config, (pictures, _) = tiny_upscaler(base.config), _world(run, scenes)
+    path = folder / "vae.safetensors"
+    if not path.exists():
+        write_module(path, vae.train(config.vae, pictures, folder / "vae", VAE_RECIPE))
+    coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
+    scale = vae.latent_scale(unet.encode(coder, pictures[:500]).mean)
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
+    _train(base, config, run, folder, recipe, pictures, data.to_float(shrunk(pictures)), vae=VAENetwork.of(coder))
+
+
+def _base(run: Path, start: Path | None) -> StableDiffusion:
+    """The model to begin with; InputError unless it is one for text to image at the world's size."""
+    folder = start or run / "model"
+    if start is None and not folder.exists():
+        raise InputError(f"{folder}: not there yet; run `sdjax train unet` first, or give --start MODEL")
+    base = load(folder)
+    if base.config.unet.in_channels != base.config.vae.latent_channels or base.config.image_size != 128:
+        raise InputError(f"{folder}: is {base.config.name}, expected a model for text to image of 128 pixels")
+    return base
+
+
+def _world(run: Path, scenes: int) -> tuple[np.ndarray, list[Any]]:
+    return data.pictures(run / "data", "train", scenes), [scene_at(0, "train", i) for i in range(scenes)]
+
+
+def _train(
+    base: StableDiffusion, config: ModelConfig, run: Path, folder: Path, recipe: Recipe, pictures: np.ndarray,
+    beside: np.ndarray, **parts: Network,
+) -> None:
+    """Trains the denoiser of `config` beside the base's other parts, and writes the whole to `folder`/model."""
+    parts = {"vae": base.vae} | parts
+    latents = latents_of(folder / "latents.safetensors", parts["vae"].module, pictures)
+    begun = None if config.low_res else conditions.widened(base.unet.module, config.unet)
+
+    def assembled(denoiser: UNet) -> StableDiffusion:
+        own = dataclasses.replace(config, vision=None)
+        return StableDiffusion(own, base.tokenizer, base.text_encoder, unet=Network.of(denoiser), **parts)
+
+    trained = unet.train(
+        config.unet, config.diffusion, base.text_encoder.module, base.tokenizer, latents, config.vae.scale,
+        folder / "unet", recipe, start=begun, beside=beside, low_res=config.low_res,
+        watch=lambda step, denoiser: _draw(assembled(denoiser), folder / "unet" / f"{step:06}.png"),
+    )
+    native.save(assembled(trained), folder / "model", "float16", replace=True)
+
+
+def _draw(sd: StableDiffusion, path: Path) -> None:
+    """Eight fresh scenes above, and below what the model makes of them for their captions."""
+    scenes = [scene_at(1, "valid", i) for i in range(8)]
+    pictures = np.stack([render(scene)[0] for scene in scenes])
+    drawn = []
+    for i, (scene, picture) in enumerate(zip(scenes, pictures)):
+        options = {"steps": 20, "sampler": "dpmpp_2m", "guidance_scale": 4.0, "seed": i}
+        if sd.config.low_res:
+            drawn.append(sd.upscale(describe(scene), data.to_float(shrunk(picture[None]))[0], **options))
+        elif sd.config.depth:
+            drawn.append(sd.depth2img(describe(scene), picture, strength=1.0, **options))
+        else:
+            mask = conditions.hole(scene, data.step_rng(1, i))
+            pictures[i] = np.where(mask, np.uint8(128), picture)
+            drawn.append(sd.inpaint(describe(scene), picture, mask, **options))
+    write_png(path, grid(np.concatenate([pictures, to_uint8(np.concatenate(drawn))]), columns=8), None)

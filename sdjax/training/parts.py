@@ -1,0 +1,50 @@
+"""What a run keeps on disk between its stages: networks in float32, and arrays that take long to make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sdjax.checkpoint import tree
+from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
+from sdjax.errors import InputError
+from sdjax.training.unet import encode
+from sdjax.vae import VAE, Posterior
+
+
+def write_module(path: Path, module: nnx.Module, metadata: dict[str, str] | None = None) -> None:
+    """Writes a network's weights as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, tree.flatten(nnx.state(module)), metadata or {})
+
+
+def read_module(path: Path, build: Callable[[Any], Any], stage: str) -> Any:
+    """The network that `build` makes from keys, with the weights at `path`; InputError names the stage to run first."""
+    if not path.exists():
+        raise InputError(f"{path}: not there yet; run `sdjax train {stage}` first")
+    graph, state = tree.abstract(build)
+    file = SafetensorsFile(path)
+    arrays: dict[str, jax.Array] = {name: jnp.asarray(file.read(name, np.float32)) for name in file.names()}
+    return nnx.merge(graph, tree.fill(state, arrays, str(path)))
+
+
+def latents_of(path: Path, coder: VAE, pictures: np.ndarray, weights: Path | None = None) -> Posterior:
+    """The posteriors of pictures, computed once and kept at `path`; anew where the file `weights` is younger."""
+    if not path.exists() or (weights and path.stat().st_mtime < weights.stat().st_mtime):
+        write_safetensors(path, encode(coder, pictures)._asdict(), {})
+    file = SafetensorsFile(path)
+    return Posterior(*(file.read(name) for name in Posterior._fields))
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array that `make` gives, made once and kept at `path`."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(path, {"array": make()}, {})
+    return SafetensorsFile(path).read("array")

@@ -1,0 +1,89 @@
+"""What a denoiser learns from beside the latents: holes, depths, small pictures; and how it begins."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import OPENCLIP, model
+
+import sdjax
+from sdjax.config import inpainting
+from sdjax.errors import InputError
+from sdjax.images import shrunk
+from sdjax.toyworld import nearness, render, render_batch, scene_at, screen_box
+from sdjax.training import conditioned, unet
+from sdjax.training.conditions import depths, hole, holes, widened
+from sdjax.training.midas import invariant_loss
+
+# f = 8, as the small model: pictures of the world are 128 pixels wide.
+BASE = dataclasses.replace(OPENCLIP, image_size=128, vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 4, 8)))
+SCENES = [scene_at(0, "train", i) for i in range(6)]
+
+
+def test_half_of_the_holes_hide_a_whole_solid():
+    hidden = 0
+    for i in range(200):
+        scene = scene_at(0, "train", i)
+        mask = hole(scene, np.random.default_rng(i))[..., 0]
+        rows, columns = np.nonzero(mask)
+        assert len(rows) == 0 or mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()  # a box
+        boxes = [[round((edge + 1) * 64) for edge in screen_box(solid)] for solid in scene.solids]
+        hidden += any(mask[top:bottom, left:right].all() for left, top, right, bottom in boxes)
+    assert 80 <= hidden <= 140
+
+
+def test_a_network_for_holes_sees_what_the_pipeline_will_show_it():
+    sd = model(inpainting(BASE, "nine"))
+    pictures = render_batch(SCENES[:2])[0]
+    beside = holes(sd.vae.module, sd.config.vae.scale, SCENES[:2], pictures)
+    mask = hole(SCENES[1], unet.step_rng(0, 1))
+    job = sdjax.request.inpaint(sd, "a cone", pictures[1], mask, steps=1)
+    assert beside.shape == (2, 16, 16, 5)
+    np.testing.assert_array_equal(beside[1, ..., 0], job.beside[0, ..., 0])
+    # The pipeline draws from the posterior, whose mean the network learns from; and grey is 128 of 255 here, 0 there.
+    hollow = np.where(mask, 0.0, pictures[1] / 127.5 - 1.0)
+    assert np.allclose(beside[1, ..., 1:], sd.config.vae.scale * sd.vae.encode(hollow[None]).mean[0], atol=0.02)
+
+
+def test_true_depth_is_nearest_at_the_bottom_and_nothing_in_the_sky():
+    near = nearness(render(SCENES[0])[1])
+    assert near[0].max() == 0.0 and near[-1].mean() > near[64].mean() > 0.0
+    maps = depths(SCENES, 16)
+    assert maps.shape == (6, 16, 16, 1)
+    assert np.allclose(maps.min(axis=(1, 2, 3)), -1) and np.allclose(maps.max(axis=(1, 2, 3)), 1)
+
+
+def test_a_small_picture_is_the_mean_of_four_by_four_pixels():
+    picture = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(1, 8, 8, 3)
+    assert np.isclose(shrunk(picture)[0, 1, 0, 2], picture[0, 4:, :4, 2].mean())
+
+
+def test_a_widened_network_gives_what_it_gave_until_it_learns_otherwise():
+    sd, draw = model(OPENCLIP), np.random.default_rng(0).standard_normal
+    wide = widened(sd.unet.module, inpainting(OPENCLIP, "nine").unet)
+    x, more, text = (jnp.asarray(draw(shape), jnp.float32) for shape in ((1, 8, 8, 4), (1, 8, 8, 5), (1, 3, 8)))
+    t = jnp.array([7])
+    assert np.allclose(wide(jnp.concatenate([x, more], axis=-1), t, text), sd.unet(x, t, text), atol=1e-6)
+
+
+def test_depth_is_learned_up_to_its_unit_and_its_zero():
+    true = np.random.default_rng(0).random((2, 4, 4))
+    assert invariant_loss(3.0 * true + 7.0, true) < 1e-5
+    assert invariant_loss(-true, true) > 1.0
+
+
+def test_a_stage_goes_on_with_a_model_and_leaves_a_model(tmp_path):
+    sdjax.save(model(BASE), tmp_path / "base")
+    recipe = dataclasses.replace(conditioned.INPAINT, steps=1, batch=2)
+    conditioned.train_inpaint(tmp_path / "run", recipe, 2, tmp_path / "base")
+    made = sdjax.load(tmp_path / "run" / "inpaint" / "model")
+    assert made.config.name == "tiny-inpaint" and made.config.unet.in_channels == 9
+    assert (tmp_path / "run" / "inpaint" / "unet" / "000001.png").exists()
+    with pytest.raises(InputError, match="is tiny-inpaint, expected a model for text to image"):
+        conditioned.train_depth(tmp_path / "run", recipe, 2, tmp_path / "run" / "inpaint" / "model")
+
+
+def test_a_stage_says_what_must_come_first(tmp_path):
+    with pytest.raises(InputError, match="run `sdjax train unet` first, or give --start MODEL"):
+        conditioned.train_upscale(tmp_path)

@@ -1,0 +1,118 @@
+"""The figures of inpainting, depth and upscaling: models of known quality get what they deserve."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from sdjax.evaluate import FIGURES, evaluate, suited, table
+from sdjax.evaluate.shown import changed, correlation, hole_of, ranks
+from sdjax.images import as_pictures
+from sdjax.pipeline import StableDiffusion
+from sdjax.toyworld import is_held_out, nearness, render, scene_at, scene_rng, screen_box
+from sdjax.toyworld.judge import Judge, Seen
+
+PROMPTS = 4
+SCENES = [scene_at(0, "test", i) for i in range(PROMPTS)]
+PAIRS = [scene_at(0, "test", i, 2) for i in range(PROMPTS)]
+
+
+class Stub(StableDiffusion):
+    """Has what it is given, and no network."""
+
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+
+
+class Reads(Judge):
+    """Sees what it is told to, one list a picture."""
+
+    def __init__(self, answers):
+        self.answers = iter(answers)
+
+    def read(self, pictures):
+        return [next(self.answers)]
+
+
+def values(sd, judge, figure):
+    rows = evaluate(sd, judge, prompts=PROMPTS, only=[figure])["rows"]
+    return {row["name"].split(": ")[1]: row["value"] for row in rows}
+
+
+def test_ranks_put_equal_values_in_the_middle_of_theirs():
+    assert ranks(np.array([[5.0, 1.0], [5.0, 9.0]])).tolist() == [[2.5, 1.0], [2.5, 4.0]]
+
+
+def test_correlation_is_blind_to_unit_and_zero_and_nothing_is_known_of_what_is_flat():
+    x = np.random.default_rng(0).random((4, 4))
+    assert correlation(x, 3 * x + 1) == pytest.approx(1.0) and correlation(x, -x) == pytest.approx(-1.0)
+    assert correlation(x, np.ones((4, 4))) == 0.0
+
+
+def test_a_changed_scene_has_other_looks_and_is_not_held_out():
+    for i in range(100):
+        scene = scene_at(0, "test", i)
+        new = changed(scene, scene_rng(0, "test", i), ("colour",))
+        assert not is_held_out(new)
+        assert all(a.colour != b.colour and a.shape == b.shape for a, b in zip(scene.solids, new.solids))
+
+
+def test_a_hole_hides_its_solid():
+    for scene in PAIRS:
+        rows, columns = hole_of(scene)
+        left, top, right, bottom = ((edge + 1) * 64 for edge in screen_box(scene.solids[0]))
+        assert rows.start <= top and bottom <= rows.stop and columns.start <= left and right <= columns.stop
+
+
+def test_inpainting_counts_the_asked_object_in_the_hole_only():
+    asked = [changed(s, scene_rng(0, "test", i), ("colour", "shape"), first_only=True) for i, s in enumerate(PAIRS)]
+    holes = [hole_of(scene) for scene in PAIRS]
+    inside = [Seen(s.solids[0].colour, s.solids[0].shape, "large", c.start + 1.0, r.start + 1.0, 1.0)
+              for s, (r, c) in zip(asked, holes)]
+    answers = [[inside[0]], [], [inside[2]._replace(x=holes[2][1].stop + 1.0)], [inside[3]._replace(colour="no")]]
+    vae = SimpleNamespace(encode=lambda p: SimpleNamespace(mean=p), decode=lambda z: z - np.sign(z) * 0.01)
+    sd = Stub(vae=vae, inpaint=lambda prompt, image, mask, paste, **options: image - np.sign(image) * 0.02)
+    found = values(sd, Reads(answers), "inpaint")
+    assert found["the object asked for is in the hole"] == 25.0
+    assert found["PSNR outside the hole, less the VAE's own"] == pytest.approx(-6.02, abs=0.01)  # twice the error
+
+
+def test_a_perfect_depth_network_has_rank_correlation_one_whatever_its_unit():
+    depths = iter([nearness(render(scene)[1]) for scene in SCENES])
+    sd = Stub(midas=lambda pictures: np.exp(3 * next(depths))[None])
+    assert values(sd, Reads([]), "midas")["rank correlation with true depth"] == pytest.approx(1.0)
+
+
+def test_depth_to_image_needs_both_colours_and_depth():
+    asked = [changed(s, scene_rng(0, "test", i), ("colour",)) for i, s in enumerate(SCENES)]
+    right = [[Seen(s.colour, "cone", "large", 0.0, 0.0, 1.0) for s in scene.solids] for scene in asked]
+    given = []
+    sd = Stub(depth2img=lambda prompt, image, depth, strength, **options: given.append(depth) or image[None],
+              midas=lambda pictures: given[-1][None])
+    found = values(sd, Reads([right[0], [], right[2], right[3]]), "depth2img")
+    assert found["the colours asked for"] == 75.0
+    assert found["correlation of depth, as MiDaS reads it"] == pytest.approx(1.0)
+
+
+def test_upscaling_is_measured_against_a_bicubic_filter():
+    sd = Stub(upscale=lambda prompt, image, **options: np.asarray(jax.image.resize(image, (1, 128, 128, 3), "cubic")))
+    assert abs(values(sd, Reads([]), "upscale")["PSNR, more than bicubic"]) < 0.1
+    pictures = iter([as_pictures(render(scene)[0], "renders") for scene in SCENES])
+    sd = Stub(upscale=lambda prompt, image, **options: next(pictures))
+    assert values(sd, Reads([]), "upscale")["PSNR, more than bicubic"] > 60.0
+
+
+def test_each_kind_of_model_has_its_figures():
+    def of(channels):
+        config = SimpleNamespace(unet=SimpleNamespace(in_channels=channels), vae=SimpleNamespace(latent_channels=4))
+        return suited(Stub(config=config))
+
+    assert of(9) == ["inpaint"] and of(5) == ["midas", "depth2img"] and of(7) == ["upscale"]
+    assert of(4) == list(FIGURES)[:8]
+
+
+def test_a_correlation_has_three_digits_in_the_table():
+    depths = iter([nearness(render(scene)[1]) for scene in SCENES])
+    sd = Stub(midas=lambda pictures: next(depths)[None])
+    assert "1.000" in table(evaluate(sd, Reads([]), prompts=PROMPTS, only=["midas"]))
