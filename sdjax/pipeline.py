@@ -173,20 +173,20 @@ class StableDiffusion:
         height, width = picture.shape[1:3]
         if not (isinstance(tile, int) and tile >= 16):
             raise InputError(f"tile: found {tile}, expected a whole number from 16")
+        if max(height, width) > tile:
+            picture = np.pad(picture, ((0, 0), (0, max(tile - height, 0)), (0, max(tile - width, 0)), (0, 0)), "edge")
+        job = request.upscale(self, prompt, picture, noise_level, **options)
         if max(height, width) <= tile:
-            return self._run(request.upscale(self, prompt, picture, noise_level, **options))
-        picture = np.pad(picture, ((0, 0), (0, max(tile - height, 0)), (0, max(tile - width, 0)), (0, 0)), "edge")
+            return self._run(job)
         f, overlap = self.config.vae.factor, tile // 8
         rise = np.minimum(np.arange(f * tile) + 1, f * overlap)  # a straight line over the overlap, then level
         weight = np.minimum(rise, rise[::-1]).astype(np.float32)
         weight = (weight[:, None] * weight)[:, :, None]
-        total, weights = 0.0, np.zeros((f * picture.shape[1], f * picture.shape[2], 1), np.float32)
+        weights = np.zeros((f * picture.shape[1], f * picture.shape[2], 1), np.float32)
+        total = np.zeros((len(job.keys), *weights.shape[:2], 3), np.float32)
         for corner in request.tiles(*picture.shape[1:3], tile, overlap):
-            drawn = self._run(request.upscale(self, prompt, picture, noise_level, corner, **options))
             place = np.s_[f * corner.top : f * (corner.top + tile), f * corner.left : f * (corner.left + tile)]
-            if weights.max() == 0.0:
-                total = np.zeros((len(drawn), *weights.shape[:2], 3), np.float32)
-            total[:, *place] += weight * drawn
+            total[:, *place] += weight * self._run(request.crop(job, corner))
             weights[place] += weight
         return (total / weights)[:, : f * height, : f * width]
 

@@ -127,14 +127,12 @@ def inpaint(
 
 
 def upscale(
-    sd: StableDiffusion, prompt: str | Sequence[str], picture: Any, noise_level: int = 20, corner: Corner | None = None,
-    **options: Any,
+    sd: StableDiffusion, prompt: str | Sequence[str], picture: Any, noise_level: int = 20, **options: Any
 ) -> Job:
     """A picture four times as large, [h, w] to [4 h, 4 w]: latents are as large as the small picture.
 
     The network sees [latent z, noisy small picture 3] and how noisy it is: LatentUpscaleDiffusion in
     ldm/models/diffusion/ddpm.py, ImageConcatWithNoiseAugmentation in ldm/modules/diffusionmodules/upscaling.py.
-    `corner` cuts one tile out of the picture and out of all its noise.
     """
     _require_purpose(sd, "upscale", 3)
     picture = _one_picture(sd, picture, options, 1)
@@ -146,9 +144,6 @@ def upscale(
     noise = samplers.noise(keys, 0, (height, width, sd.config.vae.latent_channels))
     share = jnp.float32(alphas(sd.config.low_res)[noise_level])
     small = add_noise(jnp.asarray(picture), samplers.noise(keys, SMALL, (height, width, 3)), share)
-    if corner is not None:
-        noise, small = (x[:, corner.top : corner.top + corner.side, corner.left : corner.left + corner.side]
-                        for x in (noise, small))
     return Job(x=noise, keys=keys, beside=small, classes=jnp.full(len(keys), noise_level), **job)
 
 
@@ -167,6 +162,12 @@ def tiles(height: int, width: int, side: int, overlap: int) -> list[Corner]:
         return [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
 
     return [Corner(top, left, side) for top in starts(height) for left in starts(width)]
+
+
+def crop(job: Job, corner: Corner) -> Job:
+    """One tile of a request: the same noise, cut out of the whole."""
+    place = np.s_[:, corner.top : corner.top + corner.side, corner.left : corner.left + corner.side]
+    return replace(job, x=job.x[place], beside=job.beside[place])
 
 
 # ---- checks ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sdjax.checkpoint.export import to_diffusers, to_original
 from sdjax.config import x4_upscaler
 from sdjax.diffusion import alphas
 from sdjax.errors import InputError
-from sdjax.request import SMALL, tiles, upscale
+from sdjax.request import SMALL, crop, tiles, upscale
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_picture_larger_than_a_tile_is_drawn_in_tiles_and_keeps_its_size(sd):
     assert drawn.shape == (1, 80, 48, 3) and np.abs(drawn).max() <= 1.0 + 1e-6
     # The first rows are seen by the first tile alone: they are what it draws.
     padded = np.pad(large, ((0, 0), (0, 4), (0, 0)), "edge")
-    first = sd._run(upscale(sd, "a cone", padded, 20, tiles(20, 16, 16, 2)[0], steps=2))
+    first = sd._run(crop(upscale(sd, "a cone", padded, steps=2), tiles(20, 16, 16, 2)[0]))
     assert np.allclose(drawn[:, :16], first[:, :16, :48], atol=1e-5)
 
 
