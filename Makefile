@@ -1,5 +1,6 @@
 # make generate PROMPT="a red cube left of a blue sphere"   set up once, then draw a picture
 # make test                                                  set up once, then run the tests
+# make lessons | notebook                                    run every lesson, or open them in the browser
 # make lint | parity | weights | clean
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PROMPT ?= a red cube left of a blue sphere
 BIN    := $(VENV)/bin
 export PROMPT
 
-.PHONY: generate test lint parity weights clean
+.PHONY: generate test lint parity lessons notebook weights clean
 
 # Each stamp stands for one finished installation, so that a second run asks no network. A change of
 # pyproject.toml makes them again.
@@ -39,6 +40,20 @@ lint: $(VENV)/.tests
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest tests/parity
+
+$(VENV)/.lessons: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lessons]'
+	@touch $@
+
+$(VENV)/.notebook: $(VENV)/.lessons
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
+	@touch $@
+
+lessons: $(VENV)/.lessons
+	$(BIN)/python lessons/build.py --check
+
+notebook: $(VENV)/.notebook
+	$(BIN)/jupyter notebook --notebook-dir lessons
 
 $(VENV)/.plots: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plots]'

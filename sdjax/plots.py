@@ -34,6 +34,20 @@ def save(drawn: Figure, path: Path) -> None:
         drawn.savefig(part, dpi=120, format="png")
 
 
+def pictures(shown: Sequence[Any], titles: Sequence[str], columns: int | None = None, side: float = 1.7) -> Figure:
+    """Pictures [H, W, 3] in [-1, 1], or maps [H, W] of any range, side by side under their titles."""
+    columns = columns or len(shown)
+    rows = -(-len(shown) // columns)
+    drawn = figure(side * columns, (side + 0.3) * rows)
+    for i, (picture, title) in enumerate(zip(shown, titles)):
+        axes = drawn.add_subplot(rows, columns, i + 1)
+        picture = np.asarray(picture)
+        axes.imshow(np.clip((picture + 1) / 2, 0, 1) if picture.ndim == 3 else picture)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    return drawn
+
+
 def loss_curve(log: Path, path: Path, name: str) -> None:
     """The loss of a training run over its steps, from a log of "step,loss" lines, with its running median.
 

@@ -1,0 +1,110 @@
+"""Runs every lesson from a clean state, and its solutions; writes the notebooks, or with --check compares them.
+
+    python lessons/build.py [--check] [05 07 ...]
+
+The source of a lesson is NN_name.py (jupytext, percent format); NN_name.ipynb is made from it, with its outputs. Fails
+on an error, on a figure that is missing or unlabelled, on a notebook over 1 MB, and with --check where the cells of a
+notebook are not those of its source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+HERE = Path(__file__).parent
+MOST_BYTES, MOST_SECONDS = 1_000_000, 600
+
+
+def executed(source: Path) -> NotebookNode:
+    """The notebook of a lesson with its outputs, of which nothing depends on when or where it ran."""
+    notebook = jupytext.read(source)
+    NotebookClient(notebook, timeout=MOST_SECONDS, resources={"metadata": {"path": str(HERE)}}).execute()
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for i, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{i:02}", {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return notebook
+
+
+def faults(source: Path, notebook: NotebookNode) -> list[str]:
+    """What is wrong with an executed lesson, in a line each."""
+    found = []
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        figures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        if len(figures) < cell.source.count("show("):
+            found.append(f"cell {i} draws {len(figures)} figures, expected {cell.source.count('show(')}")
+        if any(not output.data.get("text/plain", "").strip("'\"") for output in figures):
+            found.append(f"cell {i} has a figure without a text that says what it shows")
+    size = len(nbformat.writes(notebook))
+    if size > MOST_BYTES:
+        found.append(f"the notebook has {size:,} bytes, expected at most {MOST_BYTES:,}")
+    return found
+
+
+def drift(source: Path) -> list[str]:
+    """Whether the notebook on disk has the cells of its source."""
+    path = source.with_suffix(".ipynb")
+    if not path.exists():
+        return ["has no notebook"]
+    ours, theirs = ([(c.cell_type, c.source) for c in n.cells] for n in (jupytext.read(source), nbformat.read(path, 4)))
+    return [] if ours == theirs else ["its notebook has other cells: run `python lessons/build.py`"]
+
+
+def solved(source: Path) -> list[str]:
+    """What the solutions of a lesson's exercises say, where they fail."""
+    path = HERE / "solutions" / source.name
+    if not path.exists():
+        return ["has no solutions"]
+    paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    ran = subprocess.run([sys.executable, path], cwd=HERE, capture_output=True, text=True, timeout=MOST_SECONDS,
+                         env=os.environ | {"PYTHONPATH": paths})
+    return [] if ran.returncode == 0 else [f"its solutions fail: {(ran.stdout + ran.stderr).strip()[-800:]}"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a notebook is not up to date")
+    parser.add_argument("names", nargs="*", help="the lessons' numbers; default: all")
+    options = parser.parse_args()
+    sources = [s for s in sorted(HERE.glob("[0-9][0-9]_*.py")) if not options.names or s.name[:2] in options.names]
+    failed = 0
+    for source in sources:
+        began = time.monotonic()
+        try:
+            notebook = executed(source)
+            found = faults(source, notebook)
+        except CellExecutionError as error:
+            notebook, found = None, [str(error)[-2000:]]
+        taken = time.monotonic() - began
+        found += solved(source) + (drift(source) if options.check else [])
+        if notebook and not found and not options.check:
+            nbformat.write(notebook, source.with_suffix(".ipynb"))
+        print(f"{'FAILED' if found else 'ok':<7}{source.stem:<24}{taken:6.0f} s", flush=True)
+        for line in found:
+            print(f"       {line}")
+        failed += bool(found)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kilobytes on Linux
+    print(f"{len(sources) - failed} of {len(sources)} lessons passed; the largest took {peak:.1f} GB")
+    return 1 if failed or not sources else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
