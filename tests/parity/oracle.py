@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from golden import FIXTURES
 from safetensors.numpy import save_file
-from transformers import CLIPTokenizer, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+from transformers import CLIPTokenizer
 
 import sdjax
 
@@ -150,9 +150,6 @@ def diffusers_pipeline(
     others: dict[str, Any] = {"feature_extractor": None, "safety_checker": None}
     if family == "x4":
         others = {"low_res_scheduler": DDPMScheduler(**LOW_RES)}
-    if family == "depth":  # diffusers does not read MiDaS out of the file: one of no use, since the depth is given
-        others = {"depth_estimator": DPTForDepthEstimation(DPTConfig(num_hidden_layers=12, hidden_size=48)),
-                  "feature_extractor": DPTImageProcessor()}
     return kind.from_single_file(
         str(path), config=str(folder / "configs"), local_files_only=True, torch_dtype=torch.float32,
         tokenizer=clip_tokenizer(folder / "tokenizer", "<|endoftext|>" if family == "sd1" else "!"),
