@@ -1,7 +1,7 @@
 # make generate PROMPT="a red cube left of a blue sphere"   set up once, then draw a picture
 # make test                                                  set up once, then run the tests
 # make lessons | notebook                                    run every lesson, or open them in the browser
-# make lint | parity | weights | clean
+# make lint | parity | weights | tpu-check | clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +9,7 @@ PROMPT ?= a red cube left of a blue sphere
 BIN    := $(VENV)/bin
 export PROMPT
 
-.PHONY: generate test lint parity lessons notebook weights clean
+.PHONY: generate test lint parity lessons notebook weights tpu-check clean
 
 # Each stamp stands for one finished installation, so that a second run asks no network. A change of
 # pyproject.toml makes them again.
@@ -32,8 +32,9 @@ $(VENV)/.parity: $(VENV)/.tests
 generate: $(VENV)/.package
 	@$(BIN)/sdjax txt2img -- "$$PROMPT"
 
+# A worker a core, and each file's tests in one of them, so that what they share is made once.
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
@@ -66,6 +67,18 @@ weights: $(VENV)/.plots
 	$(BIN)/sdjax train clip
 	$(BIN)/sdjax train unet
 	$(BIN)/sdjax train judge
+
+# In an environment of its own: where libtpu is at hand, the flags that a CPU wants cannot be set.
+$(VENV)-tpu/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'
+	@touch $@
+
+# Compiles for TPUs that are not there; MODELS="sd1 sd2-768" takes an hour on 2 cores.
+MODELS ?= tiny
+CHIPS  ?= 1 4 8
+tpu-check: $(VENV)-tpu/.done
+	$(VENV)-tpu/bin/python tests/tpu_check.py $(MODELS) --chips $(CHIPS)
 
 clean:
 	rm -rf .venv* build dist *.egg-info

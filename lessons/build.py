@@ -1,4 +1,4 @@
-"""Runs every lesson from a clean state, and its solutions; writes the notebooks, or with --check compares them.
+"""Runs every lesson from a clean state, and its solutions; writes notebooks and index, or with --check compares.
 
     python lessons/build.py [--check] [05 07 ...]
 
@@ -10,7 +10,9 @@ notebook are not those of its source.
 from __future__ import annotations
 
 import argparse
+import base64
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -23,6 +25,17 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+INDEX = """# Lessons
+
+`make notebook` opens them in the browser, `make lessons` runs them all. Each stands alone, on the weights that ship
+with the project, and ends with exercises that say what is wrong with an answer; solutions are in
+[`solutions/`](solutions). `NN_name.py` is the source, from which `python lessons/build.py` makes the notebook, this
+page and its pictures. Times are those of the machine that made them, 2 cores of a Xeon.
+
+| | lesson | time |
+|---|---|---|
+ROWS
+"""
 HERE = Path(__file__).parent
 MOST_BYTES, MOST_SECONDS = 1_000_000, 600
 
@@ -49,8 +62,9 @@ def faults(source: Path, notebook: NotebookNode) -> list[str]:
         if cell.cell_type != "code":
             continue
         figures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
-        if len(figures) < cell.source.count("show("):
-            found.append(f"cell {i} draws {len(figures)} figures, expected {cell.source.count('show(')}")
+        asked = len(re.findall(r"(?<!\w)show\(", cell.source))
+        if len(figures) < asked:
+            found.append(f"cell {i} draws {len(figures)} figures, expected {asked}")
         if any(not output.data.get("text/plain", "").strip("'\"") for output in figures):
             found.append(f"cell {i} has a figure without a text that says what it shows")
     size = len(nbformat.writes(notebook))
@@ -79,6 +93,26 @@ def solved(source: Path) -> list[str]:
     return [] if ran.returncode == 0 else [f"its solutions fail: {(ran.stdout + ran.stderr).strip()[-800:]}"]
 
 
+def index() -> str:
+    """README.md: a row for each notebook on disk, with its first figure, its title, its seed line and its time."""
+    rows = []
+    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        title, seed = (line.strip("# *\n") for line in notebook.cells[0].source.split("\n\n")[:2])
+        first = next(
+            output.data["image/png"] for cell in notebook.cells if cell.cell_type == "code"
+            for output in cell.outputs if "image/png" in output.get("data", {})
+        )
+        picture = HERE / "pictures" / f"{path.stem[:2]}.png"
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(base64.b64decode(first))
+        rows.append(
+            f'| <img src="pictures/{picture.name}" width="240" alt=""> | **[{title}]({path.name})**<br>'
+            f"{' '.join(seed.split())} | {notebook.metadata['sdjax']['seconds']} s |"
+        )
+    return INDEX.replace("ROWS", "\n".join(rows))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a notebook is not up to date")
@@ -96,11 +130,14 @@ def main() -> int:
         taken = time.monotonic() - began
         found += solved(source) + (drift(source) if options.check else [])
         if notebook and not found and not options.check:
+            notebook.metadata["sdjax"] = {"seconds": round(taken)}
             nbformat.write(notebook, source.with_suffix(".ipynb"))
         print(f"{'FAILED' if found else 'ok':<7}{source.stem:<24}{taken:6.0f} s", flush=True)
         for line in found:
             print(f"       {line}")
         failed += bool(found)
+    if not options.check:
+        (HERE / "README.md").write_text(index(), encoding="utf-8")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kilobytes on Linux
     print(f"{len(sources) - failed} of {len(sources)} lessons passed; the largest took {peak:.1f} GB")
     return 1 if failed or not sources else 0

@@ -7,11 +7,13 @@ import os
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sdjax.errors import InputError
 
@@ -52,6 +54,32 @@ def prepare() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+PICTURES = "pictures"  # the only axis of a mesh: a batch is cut along it
+
+
+def device_mesh(devices: int) -> Mesh:
+    """The first `devices` of this process in a row; InputError where it has fewer."""
+    found = jax.local_devices()
+    if not (isinstance(devices, int) and 1 <= devices <= len(found)):
+        raise InputError(
+            f"devices: found {devices}, expected 1 to {len(found)}, all there are ({found[0].platform}); on a CPU"
+            " XLA_FLAGS=--xla_force_host_platform_device_count=8 pretends to have 8"
+        )
+    return Mesh(np.array(found[:devices]), (PICTURES,), axis_types=(AxisType.Auto,))
+
+
+def spread_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays with a row for each picture, cut among the devices; the last row is repeated until all have as many."""
+    if mesh is None:
+        return tree
+
+    def cut(leaf: Any) -> jax.Array:
+        rows = np.minimum(np.arange(-(-len(leaf) // mesh.size) * mesh.size), len(leaf) - 1)
+        return jax.device_put(leaf[rows], NamedSharding(mesh, PartitionSpec(PICTURES)))
+
+    return jax.tree.map(cut, tree)
+
+
 def as_dtype(name: Any) -> jnp.dtype:
     """The JAX dtype of "float32", "bfloat16", "float16" or of a dtype itself; InputError for any other."""
     known = {jnp.dtype(value): value for value in DTYPES.values()}
@@ -89,6 +117,16 @@ class Network:
     def size(self) -> int:
         """The number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state))
+
+    def placed(self, mesh: Mesh, shard: bool = False) -> Self:
+        """The same network on every device of a mesh; where `shard` is true, every matrix and kernel cut among them."""
+
+        def place(leaf: jax.Array) -> jax.Array:
+            cut = shard and leaf.ndim > 1 and leaf.shape[-1] % mesh.size == 0
+            spec = PartitionSpec(*[None] * (leaf.ndim - 1), PICTURES) if cut else PartitionSpec()
+            return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+        return type(self)(self.graph, jax.tree.map(place, self.state), self.config)
 
     def run(self, method: str, *args: Any, **static: Any) -> Any:
         """The result of a method of the module, compiled."""

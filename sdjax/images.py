@@ -221,10 +221,12 @@ def spread(depth: Float[np.ndarray, "b H W 1"]) -> Float[np.ndarray, "b H W 1"]:
     """Each map stretched to [-1, 1], 1 where it is nearest; -1 everywhere where all of it is equally far.
 
     2 (d - min) / (max - min) - 1: ldm/models/diffusion/ddpm.py LatentDepth2ImageDiffusion, whose 0.001 in the
-    denominator gives the same -1 for a flat map; its demo and diffusers divide by zero there.
+    denominator gives the same -1 for a flat map; its demo and diffusers divide by zero there. A flat map that was
+    resized is flat but for the rounding of float32, which must not become a picture.
     """
     low, high = (f(depth, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
-    return np.where(high > low, 2.0 * (depth - low) / np.where(high > low, high - low, 1.0) - 1.0, -1.0)
+    uneven = high - low > 1e-5 * np.maximum(np.abs(low), np.abs(high))
+    return np.where(uneven, 2.0 * (depth - low) / np.where(uneven, high - low, 1.0) - 1.0, -1.0)
 
 
 def of_depth(depth: Any) -> Float[np.ndarray, "H W 3"]:

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from sdjax import midas, request, samplers
 from sdjax.clip import cosine
 from sdjax.config import ModelConfig
 from sdjax.errors import InputError
-from sdjax.hardware import Network, TextNetwork, VAENetwork
+from sdjax.hardware import Network, TextNetwork, VAENetwork, device_mesh, spread_rows
 from sdjax.images import as_pictures
 from sdjax.request import Job
 from sdjax.samplers import SAMPLERS
@@ -56,37 +57,36 @@ class Snapshot:
         return self._finish(self.latents)
 
 
-@partial(jax.jit, static_argnames=("graph", "guided", "attention"))
-def _predict(graph, state, x, t, texts, beside, classes, guided: bool, attention: bool):
-    """Both predictions of one forward pass: the batch holds [uncond, text], in the order of LDM and diffusers.
+@partial(jax.jit, static_argnames=("graph", "attention"))
+def _predict(graph, state, x, t, texts, beside, classes, attention: bool):
+    """Both predictions of one forward pass, without and with the prompt; the same one twice where `texts` has one row.
 
-    `beside` [b, h, w, k] are further channels that the network sees, `classes` [b] what is added to its time
-    embedding, the same in both halves; None for none.
+    Each picture's two rows lie side by side in the batch, so that pictures which are spread over devices stay where
+    they are. `beside` [b, h, w, k] are further channels that the network sees, `classes` [b] what is added to its time
+    embedding; None for none.
     """
-    unet = nnx.merge(graph, state)
+    b, rows = texts.shape[:2]
+    each = lambda a: None if a is None else jnp.repeat(a, rows, axis=0)
+    split = lambda a: a.reshape(b, rows, *a.shape[1:])
     x = x if beside is None else jnp.concatenate([x, beside], axis=-1)
-    if not guided:
-        out = unet(x, t, texts, classes, attention=attention)
-        both, maps = out if attention else (out, None)
-        return both, both, maps
-    twice = lambda a: None if a is None else jnp.concatenate([a, a])
-    out = unet(twice(x), twice(t), texts, twice(classes), attention=attention)
+    out = nnx.merge(graph, state)(
+        each(x), each(t), texts.reshape(b * rows, *texts.shape[2:]), each(classes), attention=attention
+    )
     both, maps = out if attention else (out, None)
-    unconditional, conditional = jnp.split(both, 2)
-    return unconditional, conditional, jax.tree.map(lambda p: jnp.split(p, 2)[1], maps)
+    return split(both)[:, 0], split(both)[:, -1], jax.tree.map(lambda p: split(p)[:, -1], maps)
 
 
-@partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided"))
-def _scan(graph, sampler, kind, guided, state, x, texts, beside, classes, keep, table, guidance, eta, keys):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, classes, guided, False)
+@partial(jax.jit, static_argnames=("graph", "sampler", "kind"))
+def _scan(graph, sampler, kind, state, x, texts, beside, classes, keep, table, guidance, eta, keys):
+    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, classes, False)
     return samplers.scan(predict, SAMPLERS[sampler].step, kind, x, table, guidance, eta, keys, keep)
 
 
-@partial(jax.jit, static_argnames=("graph", "sampler", "kind", "guided", "attention"))
+@partial(jax.jit, static_argnames=("graph", "sampler", "kind", "attention"))
 def _advance(
-    graph, sampler, kind, guided, attention, state, x, x0_last, row, texts, beside, classes, keep, guidance, eta, keys
+    graph, sampler, kind, attention, state, x, x0_last, row, texts, beside, classes, keep, guidance, eta, keys
 ):
-    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, classes, guided, attention)
+    predict = lambda x, t: _predict(graph, state, x, t, texts, beside, classes, attention)
     return samplers.advance(predict, SAMPLERS[sampler].step, kind, x, x0_last, row, guidance, eta, keys, keep)
 
 
@@ -99,7 +99,7 @@ class StableDiffusion:
 
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer, text_encoder: TextNetwork, vae: VAENetwork, unet: Network,
-        image_encoder: Network | None = None, depth_estimator: Network | None = None,
+        image_encoder: Network | None = None, depth_estimator: Network | None = None, mesh: Mesh | None = None,
     ):
         self.config = config
         self.tokenizer = tokenizer
@@ -108,16 +108,30 @@ class StableDiffusion:
         self.unet = unet
         self.image_encoder = image_encoder
         self.depth_estimator = depth_estimator
+        self.mesh = mesh
+
+    def spread(self, devices: int, shard_weights: bool = False) -> StableDiffusion:
+        """The same model on several devices, each of which draws its share of the pictures of a call.
+
+        Every device holds all weights, or its share of them where `shard_weights` saves memory for talk between the
+        devices. Any number of pictures goes, and each is the one that a single device draws. Raises InputError where
+        there are fewer devices.
+        """
+        mesh = device_mesh(devices)
+        moved = (network and network.placed(mesh, shard_weights) for network in (
+            self.text_encoder, self.vae, self.unet, self.image_encoder, self.depth_estimator))
+        return StableDiffusion(self.config, self.tokenizer, *moved, mesh=mesh)
 
     # ---- what a user calls ---------------------------------------------------------------------------------
 
     def txt2img(self, prompt: str | Sequence[str], **options: Any) -> Pictures:
         """Pictures [n, H, W, 3] of a prompt, float32 in [-1, 1]; n = prompts x num_images.
 
-        Options: negative_prompt "", steps 50 (1 to 1000), guidance_scale 7.5, seed 0, num_images 1, first_image 0,
-        height and width None (the model's own; multiples of 8), sampler "ddim", eta 0.0 (DDIM only). Picture i of a
-        seed is the same alone (num_images=1, first_image=i) and in a batch. Raises InputError for a bad argument,
-        FloatingPointError if the result is not finite.
+        Options: negative_prompt "", steps 50 (1 to 1000), guidance_scale None (the model's own, 7.5 for the released
+        ones, 9 for the upscaler), seed 0, num_images 1, first_image 0, height and width None (the model's own;
+        multiples of 8), sampler "ddim", eta 0.0 (DDIM only). Picture i of a seed is the same alone (num_images=1,
+        first_image=i) and in a batch; `seed` and `first_image` may also be lists, one for each prompt. Raises
+        InputError for a bad argument, FloatingPointError if the result is not finite.
         """
         return self._run(request.text(self, prompt, **options))
 
@@ -230,11 +244,18 @@ class StableDiffusion:
         return compare(self.text_encoder, self.image_encoder, self.tokenizer, pictures, texts)
 
     def to_pictures(self, latents: Array) -> Pictures:
-        """Scaled latents [b, h, w, z] to pictures in [-1, 1], one at a time, so that memory does not grow with b."""
-        scaled = latents / self.config.vae.scale
-        pictures = np.concatenate([np.asarray(self.vae.decode(z[None]), np.float32) for z in scaled])
+        """Scaled latents [b, h, w, z] to pictures in [-1, 1], one at a time, so that memory does not grow with b.
+
+        On several devices each has one at a time.
+        """
+        scaled, devices = np.asarray(latents) / np.float32(self.config.vae.scale), self.mesh.size if self.mesh else 1
+        parts = []
+        for start in range(0, len(scaled), devices):
+            some = scaled[start : start + devices]
+            parts.append(np.asarray(self.vae.decode(spread_rows(some, self.mesh)), np.float32)[: len(some)])
+        pictures = np.concatenate(parts)
         if not np.isfinite(pictures).all():
-            stage = "the VAE" if np.isfinite(np.asarray(latents)).all() else "the UNet"
+            stage = "the VAE" if np.isfinite(scaled).all() else "the UNet"
             raise FloatingPointError(f"{stage} gave values that are not finite; load the weights with dtype float32")
         return np.clip(pictures, -1.0, 1.0)
 
@@ -243,8 +264,9 @@ class StableDiffusion:
     def _run(self, job: Job) -> Pictures:
         x = job.x
         if len(job.table.t):
-            x = _scan(self.unet.graph, job.sampler, self.config.diffusion.prediction, job.guided, self.unet.state,
-                      x, job.texts, job.beside, job.classes, job.keep, job.table, job.guidance, job.eta, job.keys)
+            own = spread_rows(job.rows, self.mesh)
+            x = _scan(self.unet.graph, job.sampler, self.config.diffusion.prediction, self.unet.state, own.x, own.texts,
+                      own.beside, own.classes, own.keep, job.table, job.guidance, job.eta, own.keys)[: len(x)]
         return self._finish(job, x)
 
     def _finish(self, job: Job, latents: Array) -> Pictures:
@@ -255,14 +277,16 @@ class StableDiffusion:
         return mask * pictures + (1.0 - mask) * image
 
     def _walk(self, job: Job, attention: bool) -> Iterator[Snapshot]:
-        def step(x, x0_last, row):
-            return _advance(self.unet.graph, job.sampler, self.config.diffusion.prediction, job.guided, attention,
-                            self.unet.state, x, x0_last, row, job.texts, job.beside, job.classes, job.keep,
-                            job.guidance, job.eta, job.keys)
+        own, n = spread_rows(job.rows, self.mesh), len(job.x)
 
-        for i, (row, s) in enumerate(samplers.steps(step, job.x, job.table)):
-            yield Snapshot(i, len(job.table.t), int(row.t), s.x, s.x0, s.eps_uncond, s.eps_text, s.maps,
-                           partial(self._finish, job))
+        def step(x, x0_last, row):
+            return _advance(self.unet.graph, job.sampler, self.config.diffusion.prediction, attention, self.unet.state,
+                            x, x0_last, row, own.texts, own.beside, own.classes, own.keep, job.guidance, job.eta,
+                            own.keys)
+
+        for i, (row, s) in enumerate(samplers.steps(step, own.x, job.table)):
+            shown = jax.tree.map(lambda a: a[:n], (s.x, s.x0, s.eps_uncond, s.eps_text, s.maps))
+            yield Snapshot(i, len(job.table.t), int(row.t), *shown, partial(self._finish, job))
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,24 @@ SMALL = samplers.POSTERIOR + 2  # that of the noise on the picture to be enlarge
 MOST_NOISE = 350  # [ldm] configs/stable-diffusion/x4-upscaling.yaml max_noise_level
 
 
+class Rows(NamedTuple):
+    """What a Job has one row of for each picture."""
+
+    x: Array
+    texts: Array
+    keys: Array
+    beside: Array | None
+    classes: Array | None
+    keep: Keep | None
+
+
 @dataclass(frozen=True)
 class Job:
     """One checked request: everything that either loop needs."""
 
     sampler: str
     table: Plan
-    texts: Array  # [2n, 77, d], without and with the prompt; [n, 77, d] where there is no guidance
-    guided: bool
+    texts: Array  # [n, 2, 77, d], without and with the prompt; [n, 1, 77, d] where there is no guidance
     guidance: Array
     eta: Array
     keys: Array
@@ -46,6 +56,11 @@ class Job:
     classes: Array | None = None  # [n], a number that is added to the time embedding as a vector
     keep: Keep | None = None  # what the loop must not change
     paste: tuple[np.ndarray, np.ndarray] | None = None  # picture and mask [1, H, W, 3 and 1]: pixels that are put back
+
+    @property
+    def rows(self) -> Rows:
+        """What there is one of for each picture."""
+        return Rows(*(getattr(self, name) for name in Rows._fields))
 
 
 def text(
@@ -118,7 +133,8 @@ def inpaint(
         x = samplers.start(latent, eps, table) if len(table.t) else latent
     own: dict[str, Any] = {"paste": (picture, pixels) if paste else None}
     if blends:
-        own["keep"] = Keep(latent, eps, latent_mask, table.index[-1:].max(initial=0))
+        masks = jnp.broadcast_to(latent_mask, (len(keys), *latent_mask.shape[1:]))
+        own["keep"] = Keep(latent, eps, masks, jnp.full(len(keys), table.index[-1:].max(initial=0)))
     else:
         hollow = _encoded(sd, picture * (1.0 - pixels), keys, MASKED)
         everywhere = jnp.broadcast_to(latent_mask, (*hollow.shape[:3], 1))
@@ -232,34 +248,38 @@ def _last_share(table: Plan, strength: float) -> Plan:
 
 def _settings(
     sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", steps: int = 50,
-    guidance_scale: float = 7.5, seed: int = 0, num_images: int = 1, first_image: int = 0, sampler: str = "ddim",
-    eta: float = 0.0,
+    guidance_scale: float | None = None, seed: int | Sequence[int] = 0, num_images: int = 1,
+    first_image: int | Sequence[int] = 0, sampler: str = "ddim", eta: float = 0.0,
 ) -> tuple[dict[str, Any], Array]:
     """The checked settings and the images' keys; the loop's start is for the caller to add."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-    most = sd.config.diffusion.train_steps
+    n, most = len(prompts), sd.config.diffusion.train_steps
+    guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
     for name, good, found, expected in (
-        ("prompt", len(prompts) > 0, prompts, "at least one"),
-        ("negative_prompt", len(negatives) == len(prompts), len(negatives), f"one, or {len(prompts)}"),
+        ("prompt", n > 0, prompts, "at least one"),
+        ("negative_prompt", len(negatives) == n, len(negatives), f"one, or {n}"),
         ("steps", _is_int(steps) and 1 <= steps <= most, steps, f"a whole number from 1 to {most}"),
         ("guidance_scale", np.isfinite(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
-        ("seed", _is_int(seed) and 0 <= seed < 2**32, seed, "a whole number from 0 to 2^32 - 1"),
+        ("seed", _ints(seed, n, 2**32), seed, f"a whole number from 0 to 2^32 - 1, or {n}"),
         ("num_images", _is_int(num_images) and num_images >= 1, num_images, "a whole number from 1"),
-        ("first_image", _is_int(first_image) and 0 <= first_image < 2**31, first_image, "a whole number from 0"),
+        ("first_image", _ints(first_image, n, 2**31), first_image, f"a whole number from 0, or {n}"),
         ("sampler", sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
         ("eta", 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta, "0 to 1, and 0 but for ddim"),
     ):
         if not good:
             raise InputError(f"{name}: found {found}, expected {expected}")
-    guided = guidance_scale != 1.0
-    texts = [sd.text_encoder(np.repeat(sd.tokenizer(t), num_images, axis=0)) for t in
-             ([negatives, prompts] if guided else [prompts])]
+    rows = [prompts] if guidance_scale == 1.0 else [negatives, prompts]
+    texts = [sd.text_encoder(np.repeat(sd.tokenizer(row), num_images, axis=0)) for row in rows]
     job = {
-        "sampler": sampler, "table": SAMPLERS[sampler].plan(sd.config.diffusion, steps), "guided": guided,
-        "texts": jnp.concatenate(texts), "guidance": jnp.float32(guidance_scale), "eta": jnp.float32(eta),
+        "sampler": sampler, "table": SAMPLERS[sampler].plan(sd.config.diffusion, steps),
+        "texts": jnp.stack(texts, axis=1), "guidance": jnp.float32(guidance_scale), "eta": jnp.float32(eta),
     }
-    return job, samplers.image_keys(seed, first_image, len(prompts) * num_images)
+    # Prompts share the counting of one first image, and begin each with its own where there are as many.
+    firsts = [first_image + num_images * i for i in range(n)] if _is_int(first_image) else first_image
+    seeds = [seed] * n if _is_int(seed) else seed
+    keys = [samplers.image_keys(seed, first, num_images) for seed, first in zip(seeds, firsts)]
+    return job, jnp.concatenate(keys)
 
 
 def _side(sd: StableDiffusion, name: str, value: int | None, multiple: int | None = None) -> int:
@@ -269,6 +289,14 @@ def _side(sd: StableDiffusion, name: str, value: int | None, multiple: int | Non
     if not _is_int(value) or value < factor or value % factor:
         raise InputError(f"{name}: found {value}, expected a multiple of {factor}")
     return value // factor
+
+
+def _ints(values: Any, n: int, below: int) -> bool:
+    """One whole number, or n of them, from 0."""
+    many = [values] * n if _is_int(values) else values
+    return isinstance(many, (list, tuple, np.ndarray)) and len(many) == n and all(
+        _is_int(v) and 0 <= v < below for v in many
+    )
 
 
 def _is_int(value: Any) -> bool:

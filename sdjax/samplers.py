@@ -48,7 +48,7 @@ class Keep(NamedTuple):
     x0: Float[Array, "b h w c"]  # the picture's latent
     noise: Float[Array, "b h w c"]  # what it is noised with, the same at every step
     mask: Float[Array, "b h w 1"]  # 1 where the loop may paint
-    last: Int[np.ndarray, ""]  # the index of the last step, after which the picture stands there without noise
+    last: Int[Array, "b"]  # the index of the last step, after which the picture stands there without noise
 
     def put_back(self, x: Array, s: Plan) -> Float[Array, "b h w c"]:
         """x after a step, with the picture as noisy as x outside the mask."""

@@ -139,6 +139,11 @@ class Row(NamedTuple):
     cross_only: bool
     resize: str | None  # "down", "up" or None
 
+    @property
+    def transformers(self) -> int:
+        """One after each residual block, but only one in the middle, between its two."""
+        return 0 if self.heads is None else 1 if self.name == "mid_block" else len(self.inputs)
+
 
 def rows(c: UNetConfig) -> list[Row]:
     """The UNet as a table, in the order in which data meets it."""
@@ -171,14 +176,12 @@ class Block(nnx.Module):
             ResBlock(n, row.outputs, groups=c.groups, eps=RES_EPS, time_width=4 * c.channels[0], rngs=rngs)
             for n in row.inputs
         ])
-        # The middle has one transformer, between its two residual blocks.
-        count = 0 if row.heads is None else 1 if row.name == "mid_block" else len(row.inputs)
-        if count:
+        self.count = row.transformers
+        if self.count:
             self.attentions = nnx.List([
                 SpatialTransformer(row.outputs, row.heads, c.context_width, row.cross_only, c.groups, rngs=rngs)
-                for _ in range(count)
+                for _ in range(self.count)
             ])
-        self.count = count
         if row.resize == "down":
             self.downsamplers = nnx.List([Downsample(row.outputs, rngs=rngs)])
         if row.resize == "up":

@@ -41,7 +41,7 @@ UPSCALER = dataclasses.replace(
     OPENCLIP, name="like-x4", vision=None, text=dataclasses.replace(OPENCLIP.text, projection=None),
     vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 8), scale=0.08333),
     unet=dataclasses.replace(OPENCLIP.unet, in_channels=7, classes=40),
-    low_res=DiffusionConfig(beta_start=0.0002, beta_end=0.03),
+    low_res=DiffusionConfig(beta_start=0.0002, beta_end=0.03), guidance=9.0,
 )
 DEPTH = dataclasses.replace(
     OPENCLIP, name="like-sd2-depth", vision=None, text=dataclasses.replace(OPENCLIP.text, projection=None),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sdjax import cli
+from sdjax.config import GUIDANCE
 from sdjax.images import read_settings
 
 
@@ -50,6 +51,14 @@ def run(monkeypatch, capsys, tmp_path):
         (["txt2img", "a", "--out", "picture.jpg"], "expected a .png file or a folder"),
         (["txt2img", "a", "--like", "nowhere.png"], "nowhere.png"),
         (["txt2img", "a", "b"], "unexpected extra argument"),
+        (["txt2img", "a", "--devices", "0"], "devices: found 0"),
+        (["txt2img", "a", "--processes", "2"], "give that file too"),
+        (["txt2img", "--prompts", "."], "cannot be read"),
+        (["txt2img", "--prompts", "lines.jsonl", "--processes", "2", "--process", "2"], "found 2 of 2"),
+        (["txt2img", "--prompts", "lines.jsonl", "--coordinator", "here"], "expected HOST:PORT"),
+        (["txt2img", "--prompts", "lines.jsonl", "--out", "lines.jsonl/in"], "cannot be made"),
+        (["bench", "--size", "0x0"], "height: found 0"),
+        (["bench", "weights", "--random", "sd1"], "give one of the two"),
         (["txt2img", "a", "--colour", "red"], "No such option"),
         (["img2img", "a"], "--image: missing"),
         (["img2img", "a", "--image", "nowhere.png"], "nowhere.png"),
@@ -75,6 +84,7 @@ def run(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(run, tmp_path, arguments, said):
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "a"}')
     code, out, err = run(*arguments)
     assert code == 2 and out == ""
     lines = [line for line in err.split("\n") if line and not line.startswith("drawing")]
@@ -105,10 +115,13 @@ def test_metadata_can_be_left_out(run):
 
 
 def test_the_parameters_key_is_what_other_tools_read(run):
-    run("txt2img", "a red cube", "--negative", "blue", "--steps", "1", "--size", "64x72", "--out", "p.png")
+    given = ("--negative", "blue", "--steps", "1", "--size", "64x72")
+    run("txt2img", "a red cube", *given, "--guidance", "7.5", "--out", "p.png")
     text = Image.open("p.png").info["parameters"]
     assert text.startswith("a red cube\nNegative prompt: blue\n")
     assert "Steps: 1, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 72x64" in text
+    run("txt2img", "a red cube", *given, "--out", "own.png")
+    assert read_settings("own.png")["guidance_scale"] == GUIDANCE  # the model's own default, said as a number
 
 
 def test_img2img_keeps_the_size_of_its_picture_in_multiples_of_8(run):
@@ -140,5 +153,5 @@ def test_inpaint_leaves_what_the_mask_leaves_out(run):
 
 def test_help_names_every_command(run):
     _, out, _ = run("--help")
-    commands = [c for part in (cli.draw, cli.weights, cli.toyworld) for c in part.app.registered_commands]
+    commands = [c for part in (cli.draw, cli.weights, cli.toyworld, cli.bench) for c in part.app.registered_commands]
     assert len(commands) > 8 and all((c.name or c.callback.__name__) in out for c in commands)

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import OPENCLIP, model
+from small_models import DEPTH, OPENCLIP, model
 
 import sdjax
 from sdjax.config import inpainting
@@ -57,6 +57,13 @@ def test_true_depth_is_nearest_at_the_bottom_and_nothing_in_the_sky():
 def test_a_small_picture_is_the_mean_of_four_by_four_pixels():
     picture = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(1, 8, 8, 3)
     assert np.isclose(shrunk(picture)[0, 1, 0, 2], picture[0, 4:, :4, 2].mean())
+
+
+def test_a_loud_new_channel_is_heard_from_the_start_and_the_others_are_as_they_were():
+    narrow = model(OPENCLIP).unet.module
+    wide = widened(narrow, DEPTH.unet, loud=0.5)
+    kernel, old = wide.conv_in.kernel[...], narrow.conv_in.kernel[...]
+    assert np.array_equal(kernel[:, :, :4], old) and 0.2 < np.std(kernel[:, :, 4:]) < 0.8
 
 
 def test_a_widened_network_gives_what_it_gave_until_it_learns_otherwise():

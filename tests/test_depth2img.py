@@ -48,6 +48,8 @@ def test_depth_of_any_size_and_unit_is_the_same_depth(sd, picture):
 def test_flat_depth_is_far_everywhere_and_not_a_division_by_zero(sd, picture):
     assert (spread(as_depth(np.full((4, 4), 3.0))) == -1.0).all()
     assert np.isfinite(sd.depth2img("a cone", picture, np.full((24, 32), 3.0), steps=2)).all()
+    # Resized from a side that is no multiple of the latents', it is flat but for rounding.
+    assert (depth(sd, "a cone", picture, np.full((100, 100), 0.3), steps=1).beside == -1.0).all()
 
 
 def test_without_a_depth_it_is_what_midas_sees(sd, picture):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sdjax.config import sd1
 from sdjax.errors import InputError
 from sdjax.evaluate import evaluate, paired, table, wilson
 from sdjax.pipeline import StableDiffusion
@@ -40,7 +41,7 @@ class Stub:
 
 
 class StubModel(Stub, StableDiffusion):
-    pass
+    config = sd1()
 
 
 class CodeReader(Stub, Judge):
@@ -139,13 +140,19 @@ def test_psnr_of_an_error_of_a_hundredth_of_the_range_is_forty_decibels():
     assert row["value"] == pytest.approx(40.0, abs=1e-3) and row["n"] == 3 and row["unit"] == "dB"
 
 
-def test_clip_is_asked_about_64_scenes_with_captions_of_their_own():
+def test_clip_is_asked_about_64_scenes_with_captions_of_their_own_and_about_pairs_said_wrong():
     def similarity(pictures, texts):
-        assert pictures.shape == (64, 128, 128, 3) and len(set(texts)) == 64
-        return np.eye(64) if " bir " in texts[0] else np.roll(np.eye(64), 1, axis=1)
+        n, turkish = len(pictures), " bir " in texts[0]
+        if len(texts) == n:
+            assert pictures.shape == (64, 128, 128, 3) and len(set(texts)) == 64
+            return np.eye(64) if turkish else np.roll(np.eye(64), 1, axis=1)
+        for right, wrong in zip(texts[:n], texts[n:]):
+            assert right != wrong and (turkish or abs(len(right) - len(wrong)) <= len("in front of") - len("behind"))
+        return np.concatenate([np.eye(n), np.full((n, n), 0.5 if turkish else 2.0)], axis=1)
 
-    rows = evaluate(StubModel(similarity=similarity), CodeReader(), prompts=1, only=["clip"])["rows"]
-    assert [(r["name"][-2:], r["right"], r["n"]) for r in rows] == [("en", 0, 64), ("tr", 64, 64)]
+    rows = evaluate(StubModel(similarity=similarity), CodeReader(), prompts=6, only=["clip"])["rows"]
+    assert [(r["name"][-2:], r["value"]) for r in rows] == [("en", 0), ("tr", 100)] * 3
+    assert [r["n"] for r in rows[:4]] == [64, 64, 6, 6] and rows[4]["n"] <= 6  # two of one colour cannot be swapped
 
 
 def test_the_judge_is_tried_on_renders():

@@ -1,13 +1,15 @@
 """The figures of inpainting, depth and upscaling: models of known quality get what they deserve."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from sdjax.config import sd1
 from sdjax.evaluate import FIGURES, evaluate, suited, table
-from sdjax.evaluate.shown import changed, correlation, hole_of, ranks
+from sdjax.evaluate.shown import beyond, changed, correlation, hole_of, ranks
 from sdjax.images import as_pictures
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import is_held_out, nearness, render, scene_at, scene_rng, screen_box
@@ -20,6 +22,8 @@ PAIRS = [scene_at(0, "test", i, 2) for i in range(PROMPTS)]
 
 class Stub(StableDiffusion):
     """Has what it is given, and no network."""
+
+    config = sd1()
 
     def __init__(self, **parts):
         self.__dict__.update(parts)
@@ -93,6 +97,16 @@ def test_depth_to_image_needs_both_colours_and_depth():
     found = values(sd, Reads([right[0], [], right[2], right[3]]), "depth2img")
     assert found["the colours asked for"] == 75.0
     assert found["correlation of depth, as MiDaS reads it"] == pytest.approx(1.0)
+    assert found["and of what stands on the floor"] == pytest.approx(1.0)
+
+
+def test_an_empty_floor_correlates_with_any_scene_and_only_the_figure_without_it_can_tell():
+    empty = nearness(render(dataclasses.replace(SCENES[0], solids=()))[1])
+    for scene in SCENES:
+        near = nearness(render(scene)[1])
+        assert correlation(empty, near) > 0.9
+        assert abs(correlation(beyond(empty, empty), beyond(near, empty))) < 0.2
+        assert correlation(beyond(3.0 * near + 7.0, empty), beyond(near, empty)) == pytest.approx(1.0)
 
 
 def test_upscaling_is_measured_against_a_bicubic_filter():

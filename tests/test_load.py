@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden import Golden, filled
 from safetensors.numpy import load_file, save_file
-from small_models import OPENAI, change_tensors, model, same
+from small_models import OPENAI, OPENCLIP, change_tensors, model, same
 
 from sdjax.checkpoint import diffusers_folder, native, original_file, tree
 from sdjax.checkpoint.export import to_diffusers, to_original
@@ -39,6 +39,15 @@ def test_every_layout_gives_back_the_same_weights_configuration_and_vocabulary(n
     expected = dataclasses.replace(sd.config, name=back.config.name, vision=None if original else sd.config.vision)
     assert back.config == expected
     assert (back.tokenizer.merges, back.tokenizer.padding) == (("r e",), sd.config.text.padding)
+
+
+def test_a_models_own_guidance_survives_a_folder_of_diffusers(tmp_path):
+    to_diffusers(model(dataclasses.replace(OPENCLIP, guidance=4.0)), tmp_path / "own")
+    assert load(tmp_path / "own").config.guidance == 4.0
+    index = tmp_path / "own" / "model_index.json"
+    index.write_text(index.read_text().replace("4.0", '"much"'))
+    with pytest.raises(InputError, match="_sdjax_guidance is 'much', expected float"):
+        load(tmp_path / "own")
 
 
 @pytest.mark.parametrize(

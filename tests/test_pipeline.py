@@ -10,7 +10,7 @@ from golden import randomised
 
 from sdjax import pipeline, request, samplers
 from sdjax.clip import ImageEncoder, TextEncoder
-from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig, sd1, x4_upscaler
 from sdjax.errors import InputError
 from sdjax.hardware import Network, TextNetwork, VAENetwork
 from sdjax.images import as_pictures
@@ -97,7 +97,7 @@ def test_steps_count_up_and_timesteps_count_down(walk):
     assert [s.latents.shape for s in walk] == [(1, 4, 4, 4)] * 3
 
 
-def test_the_first_half_of_the_batch_is_the_negative_prompt_and_the_second_the_prompt(sd, walk):
+def test_one_prediction_is_of_the_negative_prompt_and_the_other_of_the_prompt(sd, walk):
     noise = samplers.noise(samplers.image_keys(0, 0, 1), 0, (4, 4, 4))
     for prompt, seen in (("blue", walk[0].eps_uncond), ("a red cube", walk[0].eps_text)):
         predicted = sd.unet(noise, jnp.array([667]), sd.text_encoder(sd.tokenizer([prompt])))
@@ -109,6 +109,14 @@ def test_the_foreseen_picture_is_the_noisy_one_less_the_guided_noise(walk):
     a = float(samplers.ddim_plan(CONFIG.diffusion, 3).a[1])
     eps = second.eps_uncond + 7.5 * (second.eps_text - second.eps_uncond)
     assert np.allclose(second.x0, (walk[0].latents - (1 - a) ** 0.5 * eps) / a**0.5, atol=1e-3)
+
+
+def test_the_default_guidance_is_the_models_own(sd):
+    assert (sd1().guidance, x4_upscaler().guidance, CONFIG.guidance) == (7.5, 9.0, 7.5)
+    tame = StableDiffusion(dataclasses.replace(sd.config, guidance=2.0), sd.tokenizer, sd.text_encoder, sd.vae, sd.unet)
+    ours, theirs = (model.txt2img("a red cube", steps=2) for model in (tame, sd))
+    assert np.array_equal(ours, sd.txt2img("a red cube", steps=2, guidance_scale=2.0))
+    assert not np.allclose(ours, theirs, atol=1e-3)
 
 
 def test_attention_is_returned_by_block_and_its_rows_sum_to_1(walk):

@@ -20,5 +20,6 @@ hardware.prepare()
 here = Path(__file__).parent
 sd = sdjax.load(here / "tiny")
 pictures = sd.txt2img(PROMPTS, steps=50, seed=0)
-settings = {"prompt": "; ".join(PROMPTS), "steps": 50, "seed": 0, "guidance_scale": 7.5, "sampler": "ddim"}
+settings = {"prompt": "; ".join(PROMPTS), "steps": 50, "seed": 0, "guidance_scale": sd.config.guidance,
+            "sampler": "ddim"}
 sdjax.write_png(here / "grid.png", grid(sdjax.to_uint8(pictures), columns=6), settings)

@@ -37,11 +37,13 @@ from sdjax.config import (
     VAEConfig,
     VisionConfig,
     clip_vit_l14,
+    x4_upscaler,
 )
 from sdjax.errors import InputError
 from sdjax.tokenizer import Tokenizer
 
 INDEX = "model_index.json"
+GUIDANCE = "_sdjax_guidance"  # in the index, where the scale is the model's own; diffusers passes over such names
 VOCABULARY = "sdjax_tokenizer.json"  # in tokenizer/, where the vocabulary is not CLIP's
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
              "StableDiffusionUpscalePipeline", "StableDiffusionDepth2ImgPipeline")
@@ -74,6 +76,7 @@ FIXED: dict[str, dict[str, Any]] = {
         "latents_mean": None, "latents_std": None, "use_quant_conv": True, "use_post_quant_conv": True,
         "mid_block_add_attention": True,
     },
+    "index": {},
     "text_encoder": {"layer_norm_eps": 1e-5},
     "image_encoder": {"layer_norm_eps": 1e-5, "num_channels": 3},
     "depth_estimator": {
@@ -224,7 +227,8 @@ def diffusion_config(f: Fields) -> DiffusionConfig:
 
 def opened(folder: Path) -> Checkpoint:
     """The model in a folder that diffusers wrote, every configuration and every header read."""
-    kind = str(read_json(folder / INDEX).get("_class_name"))[:80]
+    index = read_json(folder / INDEX)
+    kind = str(index.get("_class_name"))[:80]
     if kind not in PIPELINES:
         raise WrongFamily(folder, f"a model for {kind}")
     fields = {name: Fields(path := folder / name / "config.json", read_json(path), name) for name in ("unet", "vae")}
@@ -258,7 +262,10 @@ def opened(folder: Path) -> Checkpoint:
         path = folder / "depth_estimator" / "config.json"
         files["depth_estimator"] = weights(path.parent, STEMS["depth_estimator"])
         depth = midas_config(Fields(path, read_json(path), "depth_estimator"))
-    config = named(ModelConfig(folder.name, size, text, vision, vae, unet, diffusion, low_res, depth))
+    # diffusers has the scale in its code, not in its folders.
+    usual = x4_upscaler().guidance if low_res else ModelConfig.guidance
+    guidance = Fields(folder / INDEX, index, "index").take(GUIDANCE, float, usual)
+    config = named(ModelConfig(folder.name, size, text, vision, vae, unet, diffusion, low_res, depth, guidance))
     check(config, str(folder))
     configs = {"text_encoder": text, "vae": vae, "unet": unet, "image_encoder": vision, "depth_estimator": depth}
     parts = {name: part(name, configs[name], file, file.names()) for name, file in files.items()}

@@ -14,7 +14,7 @@ from sdjax.checkpoint.layouts import TO_TORCH, Table, turned
 from sdjax.checkpoint.midas_layouts import original_midas, transformers_midas
 from sdjax.checkpoint.native import Cast, is_clip, networks, write_json, written_folder
 from sdjax.checkpoint.reader import write_safetensors
-from sdjax.config import DiffusionConfig, MidasConfig, ModelConfig, TextConfig, VisionConfig, to_dict
+from sdjax.config import DiffusionConfig, MidasConfig, ModelConfig, TextConfig, VisionConfig, to_dict, x4_upscaler
 from sdjax.hardware import Network
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import END, START, Tokenizer, _base_names
@@ -77,6 +77,8 @@ def to_diffusers(sd: StableDiffusion, folder: str | Path) -> None:
     classes: dict[str, Any] = {
         "_class_name": f"StableDiffusion{purpose}Pipeline", "_diffusers_version": "0.30.0", **CLASSES
     }
+    if config.guidance != (x4_upscaler() if config.low_res else ModelConfig).guidance:
+        classes[diffusers_folder.GUIDANCE] = config.guidance
     if config.text.projection:
         classes["text_encoder"] = ["transformers", "CLIPTextModelWithProjection"]
     with written_folder(folder) as part:

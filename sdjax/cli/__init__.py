@@ -7,14 +7,14 @@ import sys
 
 import typer
 
-from sdjax.cli import draw, toyworld, weights
+from sdjax.cli import bench, draw, toyworld, weights
 from sdjax.errors import InputError
 
 app = typer.Typer(
     name="sdjax", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Stable Diffusion 1.x and 2.x in JAX: draw, look inside weights, convert them, train a small model.",
 )
-for part in (draw, weights, toyworld):
+for part in (draw, weights, toyworld, bench):
     app.add_typer(part.app)
 
 

@@ -1,9 +1,12 @@
-"""What the commands share: where the shipped weights are, and what must be set before JAX starts."""
+"""What the commands share: where the shipped weights are, what is set before JAX starts, sizes, folders, pictures."""
 
 from __future__ import annotations
 
+import os
+import re
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from sdjax.errors import InputError
 
@@ -16,13 +19,17 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-def default_model() -> Path:
-    """The small model that ships: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    for folder in (package / "weights" / "tiny", package.parent / "weights" / "tiny"):
+# The small models that ship; text to image where a command has none of its own.
+OWN = {"inpaint": "tiny-inpaint", "upscale": "tiny-upscaler", "depth2img": "tiny-depth", "depth": "tiny-depth"}
+
+
+def default_model(command: str = "txt2img") -> Path:
+    """The small model that ships for a command: inside an installed package, or beside it in a checkout."""
+    package, name = Path(__file__).parent.parent, OWN.get(command, "tiny")
+    for folder in (package / "weights" / name, package.parent / "weights" / name):
         if folder.is_dir():
             return folder
-    raise InputError("weights/tiny: not found beside the package; give --model PATH")
+    raise InputError(f"weights/{name}: not found beside the package; give --model PATH")
 
 
 def prepare() -> None:
@@ -30,3 +37,32 @@ def prepare() -> None:
     from sdjax.hardware import prepare as set_up
 
     set_up()
+
+
+def save(path: Path, picture: Any, sd: Any, settings: dict[str, Any] | None) -> None:
+    """Writes a picture with the settings that draw it again, or with none."""
+    import sdjax
+
+    if settings is not None:
+        height, width = picture.shape[:2]
+        settings = settings | {"height": height, "width": width, "model": sd.config.name, "version": sdjax.__version__}
+    sdjax.write_png(path, sdjax.to_uint8(picture), settings)
+
+
+def read_size(size: str | None) -> tuple[int | None, int | None]:
+    """Height and width of HEIGHTxWIDTH; None where nothing was said."""
+    if size is None:
+        return None, None
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)
+    if not match:
+        raise InputError(f"--size: found {size!r}, expected HEIGHTxWIDTH such as 512x768")
+    return int(match[1]), int(match[2])
+
+
+def make_folder(out: Path) -> list[str]:
+    """Makes a folder where there is none; the names of what is in it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return os.listdir(out)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be made ({error.strerror}); give another place") from error

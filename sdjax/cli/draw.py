@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ app = typer.Typer(rich_markup_mode=None)
 OUT = Path("outputs")
 # What a picture remembers, for --like: the settings of every command, and each command's own.
 DEFAULTS: dict[str, Any] = {
-    "negative_prompt": "", "steps": 50, "guidance_scale": 7.5, "seed": 0, "first_image": 0, "height": None,
+    "negative_prompt": "", "steps": 50, "guidance_scale": None, "seed": 0, "first_image": 0, "height": None,
     "width": None, "sampler": "ddim", "eta": 0.0,
 }
 OWN: dict[str, dict[str, Any]] = {
@@ -34,7 +33,10 @@ Model = Annotated[
 ]
 Negative = Annotated[str | None, typer.Option(help="What the picture should not show.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000. Default 50.")]
-Guidance = Annotated[float | None, typer.Option(help="How far to go towards the prompt; 1: no guidance. Default 7.5.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="How far to go towards the prompt; 1: no guidance. Default: the model's own, 7.5 if released."),
+]
 Seed = Annotated[int | None, typer.Option(help="Where the noise comes from, 0 to 2^32 - 1. Default 0.")]
 First = Annotated[int | None, typer.Option(help="The number of the first picture of the seed. Default 0.")]
 Count = Annotated[int, typer.Option(help="How many pictures; each has its own noise.")]
@@ -43,27 +45,55 @@ Eta = Annotated[float | None, typer.Option(help="Fresh noise in DDIM, 0 to 1. De
 Out = Annotated[Path, typer.Option(help="A .png file, or a folder in which pictures are numbered.")]
 Like = Annotated[Path | None, typer.Option(help="Repeat a picture that sdjax wrote; other options change it.")]
 Precision = Annotated[Dtype, typer.Option(help="The dtype of the arithmetic.")]
+Devices = Annotated[int, typer.Option(help="Spread the pictures over so many devices.")]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Leave prompt and settings out of the files.")]
 
 
 @app.command()
 def txt2img(
     prompt: Annotated[str | None, typer.Argument(help="What to draw; - reads it from standard input.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help='Draw the lines {"prompt": "a red cube"} of this file that are not yet in the folder --out.'),
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, where hosts must meet first; auto on a TPU pod.")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="How many processes share --prompts.")] = 1,
+    process: Annotated[int, typer.Option(help="Which of them this one is, from 0.")] = 0,
     model: Model = None, negative: Negative = None, steps: Steps = None, guidance: Guidance = None, seed: Seed = None,
     first: First = None, count: Count = 1,
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH in pixels, multiples of 8. Default: the model's own.")
     ] = None,
     sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
-    no_metadata: NoMetadata = False,
+    devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
-    """Draw pictures of a prompt."""
-    height, width = _size(size)
-    settings = _settings(
-        "txt2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
-        seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta,
-    )
-    _draw(settings, model, dtype, count, out, no_metadata)
+    """Draw pictures of a prompt, or of every line of a file."""
+    height, width = common.read_size(size)
+    given = {"negative_prompt": negative, "steps": steps, "guidance_scale": guidance, "seed": seed,
+             "first_image": first, "height": height, "width": width, "sampler": sampler, "eta": eta}
+    if prompts is None:
+        if coordinator is not None or (processes, process) != (1, 0):
+            raise InputError("--coordinator, --processes, --process: share the lines of --prompts; give that file too")
+        settings = _settings("txt2img", like, prompt=_prompt(prompt), **given)
+        return _draw(settings, model, dtype, devices, count, out, no_metadata)
+    if prompt is not None or like is not None or negative is not None or count != 1 or out.suffix:
+        raise InputError("--prompts: takes no other prompt, --negative, --like or --count, and --out must be a folder")
+    from sdjax.cli import many
+
+    lines = many.read_lines(prompts)
+    common.make_folder(out)
+    common.prepare()
+    if coordinator is not None:
+        processes, process = many.join(coordinator, processes, process)
+    lines = many.share(lines, processes, process)
+    sd = _load(model, "txt2img", dtype, devices)
+    settings = _settings("txt2img", None, prompt="", **given) | {"dtype": dtype.value}
+    if settings["guidance_scale"] is None:
+        settings["guidance_scale"] = sd.config.guidance
+    drawn = many.draw_lines(sd, lines, settings, out, devices, no_metadata)
+    print(f"{out}: {drawn} drawn")
 
 
 @app.command()
@@ -78,17 +108,17 @@ def img2img(
         typer.Option(help="HEIGHTxWIDTH to crop and resize the picture to. Default: its own, cut to multiples of 8."),
     ] = None,
     sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
-    no_metadata: NoMetadata = False,
+    devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Draw pictures of a prompt that start from another picture."""
     if image is None:
         raise InputError("--image: missing, expected a PNG, JPEG or WebP file to start from")
-    height, width = _size(size)
+    height, width = common.read_size(size)
     settings = _settings(
         "img2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
         seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
     )
-    _draw(settings, model, dtype, count, out, no_metadata, {"image": image})
+    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image})
 
 
 @app.command()
@@ -110,19 +140,19 @@ def inpaint(
         typer.Option(help="HEIGHTxWIDTH to crop and resize both to. Default: their own, cut to multiples of 8."),
     ] = None,
     sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
-    no_metadata: NoMetadata = False,
+    devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Paint a part of a picture anew."""
     for name, path in (("image", image), ("mask", mask)):
         if path is None:
             raise InputError(f"--{name}: missing, expected a PNG, JPEG or WebP file")
-    height, width = _size(size)
+    height, width = common.read_size(size)
     settings = _settings(
         "inpaint", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
         seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
         paste=paste,
     )
-    _draw(settings, model, dtype, count, out, no_metadata, {"image": image, "mask": mask}, preview)
+    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image, "mask": mask}, preview)
 
 
 @app.command()
@@ -137,7 +167,7 @@ def upscale(
     ] = None,
     model: Model = None, negative: Negative = None, steps: Steps = None, guidance: Guidance = None, seed: Seed = None,
     first: First = None, count: Count = 1, sampler: SamplerName = None, eta: Eta = None, out: Out = OUT,
-    like: Like = None, dtype: Precision = Dtype.float32, no_metadata: NoMetadata = False,
+    like: Like = None, dtype: Precision = Dtype.float32, devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Enlarge a picture four times, with weights of the x4 upscaler."""
     if image is None:
@@ -146,7 +176,7 @@ def upscale(
         "upscale", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
         seed=seed, first_image=first, sampler=sampler, eta=eta, noise_level=noise_level, tile=tile,
     )
-    _draw(settings, model, dtype, count, out, no_metadata, {"image": image})
+    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image})
 
 
 @app.command()
@@ -167,17 +197,17 @@ def depth2img(
         typer.Option(help="HEIGHTxWIDTH to crop and resize the picture to. Default: its own, cut to multiples of 8."),
     ] = None,
     sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
-    no_metadata: NoMetadata = False,
+    devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Draw a prompt in the shape of another picture, with weights for depth-to-image."""
     if image is None:
         raise InputError("--image: missing, expected a PNG, JPEG or WebP file")
-    height, width = _size(size)
+    height, width = common.read_size(size)
     settings = _settings(
         "depth2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
         seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
     )
-    _draw(settings, model, dtype, count, out, no_metadata, {"image": image, "depth": depth}, preview)
+    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image, "depth": depth}, preview)
 
 
 @app.command("depth")
@@ -195,7 +225,7 @@ def draw_depth(
     from sdjax.images import of_depth, read_picture
 
     picture = read_picture(image)
-    seen = sdjax.load(model or common.default_model(), dtype=dtype.value).midas(picture)
+    seen = sdjax.load(model or common.default_model("depth"), dtype=dtype.value).midas(picture)
     out.parent.mkdir(parents=True, exist_ok=True)
     sdjax.write_png(out, sdjax.to_uint8(of_depth(seen[0])), None)
     print(out)
@@ -203,15 +233,6 @@ def draw_depth(
 
 def _prompt(prompt: str | None) -> str | None:
     return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-
-
-def _size(size: str | None) -> tuple[int | None, int | None]:
-    if size is None:
-        return None, None
-    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)
-    if not match:
-        raise InputError(f"--size: found {size!r}, expected HEIGHTxWIDTH such as 512x768")
-    return int(match[1]), int(match[2])
 
 
 def _settings(command: str, like: Path | None, **given: Any) -> dict[str, Any]:
@@ -235,7 +256,7 @@ def _settings(command: str, like: Path | None, **given: Any) -> dict[str, Any]:
 
 
 def _draw(
-    settings: dict[str, Any], model: Path | None, dtype: Dtype, count: int, out: Path, no_metadata: bool,
+    settings: dict[str, Any], model: Path | None, dtype: Dtype, devices: int, count: int, out: Path, no_metadata: bool,
     files: dict[str, Path | None] | None = None, preview: bool = False,
 ) -> None:
     """Loads, draws with a progress bar, writes each picture with its own number, and prints where.
@@ -248,28 +269,35 @@ def _draw(
     common.prepare()
     import sdjax
 
-    sd = sdjax.load(model or common.default_model(), dtype=dtype.value)
+    sd = _load(model, command, dtype, devices)
     if settings.get("model") not in (None, sd.config.name):
         raise InputError(
             f"--like: made with {settings['model']!r}, but these weights are {sd.config.name!r}; give its --model"
         )
+    if settings["guidance_scale"] is None:
+        settings["guidance_scale"] = sd.config.guidance
     options = {name: settings[name] for name in DEFAULTS | OWN.get(command, {})} | {"num_images": count}
     given = {}
     if files:
         size = options.pop("height"), options.pop("width")
         given = {name: _read(name, path, size, whole=command == "upscale") for name, path in files.items() if path}
     pictures = _with_bar(sd, settings["prompt"], command, given | options)
-    settings |= {"height": pictures.shape[1], "width": pictures.shape[2], "model": sd.config.name,
-                 "version": sdjax.__version__, "dtype": dtype.value}
     for i, path in enumerate(paths):
-        own = settings | {"first_image": settings["first_image"] + i}
-        sdjax.write_png(path, sdjax.to_uint8(pictures[i]), None if no_metadata else own)
+        own = settings | {"first_image": settings["first_image"] + i, "dtype": dtype.value}
+        common.save(path, pictures[i], sd, None if no_metadata else own)
         print(path)
     if preview:
         name, picture = _preview(sd, given)
         path = paths[0].with_name(f"{paths[0].stem}-{name}.png")
         sdjax.write_png(path, sdjax.to_uint8(picture), None)
         print(path)
+
+
+def _load(model: Path | None, command: str, dtype: Dtype, devices: int) -> Any:
+    import sdjax
+
+    sd = sdjax.load(model or common.default_model(command), dtype=dtype.value)
+    return sd if devices == 1 else sd.spread(devices)
 
 
 def _with_bar(sd: Any, prompt: str, command: str, options: dict[str, Any]) -> Any:
@@ -315,11 +343,7 @@ def _paths(out: Path, prompt: str, count: int) -> list[Path]:
         return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
     if out.suffix:
         raise InputError(f"--out: found {out}, expected a .png file or a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        names = os.listdir(out)
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be made ({error.strerror}); give another place") from error
+    names = common.make_folder(out)
     taken = [int(match[1]) for name in names if (match := re.match(r"(\d{4,})-", name))]
     slug = re.sub(r"[^\w]+", "-", prompt[:200].lower()).strip("-")[:60].rstrip("-") or "picture"
     return [out / f"{max(taken, default=0) + 1 + i:04}-{slug}.png" for i in range(count)]

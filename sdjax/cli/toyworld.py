@@ -24,7 +24,7 @@ def evaluate(
     ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts a figure.")] = 500,
     steps: Annotated[int, typer.Option(help="DDIM steps.")] = 50,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 7.5,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's own.")] = None,
     seed: Annotated[int, typer.Option(help="Which scenes of the test split, and which noise.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="Only this figure; may be given more than once.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table here, as JSON.")] = None,
@@ -89,7 +89,7 @@ def sweep(
 Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]
 StepsOf = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.")]
 Scenes = Annotated[int | None, typer.Option(help="Scenes in the training set; default: the recipe's.")]
-Start = Annotated[Path | None, typer.Option(help="Begin with the denoiser of this model.")]
+Start = Annotated[Path | None, typer.Option(help="Begin with the networks of this model.")]
 RUN = Path("runs/tiny")
 
 
@@ -100,9 +100,9 @@ def train_tokenizer(run: Run = RUN) -> None:
 
 
 @train.command("clip")
-def train_clip(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None) -> None:
+def train_clip(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
     """Train the text and image encoders: each picture must find its caption."""
-    _stage("clip", run, steps, scenes)
+    _stage("clip", run, steps, scenes, start)
 
 
 @train.command("vae")

@@ -55,7 +55,7 @@ FIGURES: dict[str, Figure] = {
 
 def evaluate(
     sd: StableDiffusion, judge: Judge, *, prompts: int = 500, steps: int = 50, sampler: str = "ddim",
-    guidance_scale: float = 7.5, seed: int = 0, batch: int = 16, only: Collection[str] | None = None,
+    guidance_scale: float | None = None, seed: int = 0, batch: int = 16, only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The figures of a model as {"settings": {...}, "rows": [Row as a dict, ...]}, ready for JSON.
 
@@ -72,6 +72,7 @@ def evaluate(
     ):
         if not good:
             raise InputError(f"{name}: found {found}, expected {expected}")
+    guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
     drawings = {drawing for name in chosen for drawing in FIGURES[name].drawings}
     rows: list[Row] = []
     total = prompts * (len(drawings) + sum(FIGURES[name].alone for name in chosen))

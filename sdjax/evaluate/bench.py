@@ -94,7 +94,7 @@ class Bench:
 
     def batches(self, items: Sequence[T], size: int | None = None) -> Iterator[tuple[int, list[T]]]:
         """Where each batch starts, and the batch; the last is filled up, so that one size is compiled."""
-        size = min(size or self.batch, len(items))
+        size = max(min(size or self.batch, len(items)), 1)
         for start in range(0, len(items), size):
             some = list(items[start : start + size])
             yield start, some + some[-1:] * (size - len(some))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from sdjax.evaluate.bench import FAST, SPLIT, Bench, Drawing, Row, difference, mean, share
 from sdjax.images import as_pictures
-from sdjax.toyworld import LANGUAGES, Scene, describe, render_batch, scene_at
+from sdjax.toyworld import LANGUAGES, Scene, describe, render_batch, reversed_relation, scene_at, swapped_colours
 from sdjax.toyworld.judge import Seen, middle, obeys
 
 PLACE = 5.0  # pixels that the judge may be off
@@ -55,7 +55,28 @@ def clip(bench: Bench) -> list[Row]:
             similarity = bench.sd.similarity(pictures, [describe(scene, language) for scene in scenes])
             found += (np.argmax(similarity, axis=1) == np.arange(CAPTIONS)).tolist()
     name, run = f"CLIP: its caption among {CAPTIONS}", f"renders, seed {bench.seed}"
-    return [share(f"{name}, {language}", found, run) for language, found in right.items()]
+    among = [share(f"{name}, {language}", found, run) for language, found in right.items()]
+    mistakes = {"a pair's relation from its reverse": reversed_relation,
+                "a pair's colours from swapped ones": swapped_colours}
+    return among + [
+        share(f"CLIP: {mistake}, {language}", told, run)
+        for mistake, wrong in mistakes.items() for language in LANGUAGES
+        if (told := _told(bench, language, wrong))
+    ]
+
+
+def _told(bench: Bench, language: str, wrong: Callable[[Scene], Scene]) -> list[bool]:
+    """Whether each picture of two solids is closer to its caption than to a wrong one; by chance half are.
+
+    What the text encoder cannot tell apart, no denoiser that listens to it can draw.
+    """
+    told: list[bool] = []
+    scenes = [scene for scene in bench.scenes(2) if wrong(scene) != scene]
+    for _, some in bench.batches(scenes, CAPTIONS):
+        captions = [describe(scene, language) for scene in (*some, *map(wrong, some))]
+        similarity = bench.sd.similarity(as_pictures(render_batch(some)[0], "renders"), captions)
+        told += (np.diagonal(similarity) > np.diagonal(similarity, len(some))).tolist()
+    return told[: len(scenes)]
 
 
 def _groups(bench: Bench) -> Iterator[list[Scene]]:

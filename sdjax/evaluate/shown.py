@@ -62,18 +62,22 @@ def depth(bench: Bench) -> list[Row]:
 
 def depth2img(bench: Bench) -> list[Row]:
     """The depth of a scene with other colours asked for: are they there, and is the depth?"""
-    right, followed = [], []
+    right, followed, risen = [], [], []
     for i, scene in enumerate(bench.scenes(None)):
         picture, far = render(scene)
+        empty = nearness(render(dataclasses.replace(scene, solids=()))[1])
         asked = changed(scene, scene_rng(bench.seed, SPLIT, i), ("colour",))
         drawn = bench.sd.depth2img(describe(asked), picture, nearness(far), REDRAW, **bench.settings(i))
         seen = bench.judge.read(drawn)[0]
         right.append(sorted(s.colour for s in seen) == sorted(s.colour for s in asked.solids))
-        followed.append(correlation(bench.sd.midas(drawn)[0], nearness(far)))
+        read = bench.sd.midas(drawn)[0]
+        followed.append(correlation(read, nearness(far)))
+        risen.append(correlation(beyond(read, empty), beyond(nearness(far), empty)))
         bench.bar.update()
     return [
         share("depth-to-image: the colours asked for", right, bench.how()),
         mean("depth-to-image: correlation of depth, as MiDaS reads it", np.array(followed), "", bench.how()),
+        mean("depth-to-image: and of what stands on the floor", np.array(risen), "", bench.how()),
     ]
 
 
@@ -136,6 +140,15 @@ def ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse].reshape(values.shape)
+
+
+def beyond(depth: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """What a map says beyond the depth of the empty world: floor and sky alone correlate above 0.9.
+
+    The residual of a line fitted to it, since the map's unit and zero are its own.
+    """
+    line = np.polynomial.Polynomial.fit(empty.ravel(), depth.ravel(), 1)
+    return depth - line(empty)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

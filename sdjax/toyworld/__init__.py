@@ -19,10 +19,12 @@ from sdjax.toyworld.scene import (
     Scene,
     Solid,
     is_held_out,
+    reversed_relation,
     sample_scene,
     scene_at,
     scene_rng,
     screen_box,
+    swapped_colours,
 )
 
 __all__ = [
@@ -42,8 +44,10 @@ __all__ = [
     "nearness",
     "render",
     "render_batch",
+    "reversed_relation",
     "sample_scene",
     "scene_at",
     "scene_rng",
     "screen_box",
+    "swapped_colours",
 ]

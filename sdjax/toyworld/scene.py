@@ -10,6 +10,7 @@ stream of `integers` or `choice` (NEP 19).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +119,18 @@ def is_held_out(scene: Scene) -> bool:
         return False
     first, second = ((s.colour, s.shape) for s in scene.solids)
     return _is_held_out(first, scene.relation, second)
+
+
+def reversed_relation(scene: Scene) -> Scene:
+    """What a caption would say of two solids that had changed places; they themselves stay, and a single one does."""
+    return scene if scene.relation is None else dataclasses.replace(scene, relation=REVERSE[scene.relation])
+
+
+def swapped_colours(scene: Scene) -> Scene:
+    """The scene, each solid in the colour of the other."""
+    colours = reversed([solid.colour for solid in scene.solids])
+    solids = (dataclasses.replace(solid, colour=colour) for solid, colour in zip(scene.solids, colours))
+    return dataclasses.replace(scene, solids=tuple(solids))
 
 
 def screen_box(solid: Solid) -> tuple[float, float, float, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -64,13 +65,15 @@ def depths(scenes: Sequence[Scene], side: int) -> np.ndarray:
     ]).astype(np.float32)
 
 
-def widened(unet: UNet, config: UNetConfig) -> UNet:
-    """A trained denoiser that sees further channels, whose weights are 0 to begin with, so that nothing changes yet.
+def widened(unet: UNet, config: UNetConfig, loud: float = 0.0, seed: int = 0) -> UNet:
+    """A trained denoiser that sees further channels, whose weights are `loud` times a standard normal draw.
 
-    As the inpainting model was begun: model card of runwayml/stable-diffusion-inpainting.
+    At 0 nothing changes yet, as the inpainting model was begun: model card of runwayml/stable-diffusion-inpainting.
     """
     graph, state = tree.abstract(lambda rngs: UNet(config, rngs=rngs))
     arrays = tree.flatten(nnx.state(unet))
     more = config.in_channels - unet.config.in_channels
-    arrays["conv_in.kernel"] = jnp.pad(arrays["conv_in.kernel"], ((0, 0), (0, 0), (0, more), (0, 0)))
+    kernel = arrays["conv_in.kernel"]
+    new = loud * jax.random.normal(jax.random.key(seed), (*kernel.shape[:2], more, kernel.shape[3]))
+    arrays["conv_in.kernel"] = jnp.concatenate([kernel, new], axis=2)
     return nnx.merge(graph, tree.fill(state, arrays, "the denoiser to begin with"))

@@ -43,7 +43,7 @@ def run_stage(
 ) -> None:
     """Runs one stage by name, with other numbers of steps or scenes than its recipe's where given.
 
-    `start` is a model whose denoiser the UNet's stage begins with. Raises InputError for a number below 1, or
+    `start` is a model whose networks the stage begins with. Raises InputError for a number below 1, or
     where an earlier stage has not left its part in `run`.
     """
     for what, number in (("steps", steps), ("scenes", scenes)):
@@ -52,7 +52,8 @@ def run_stage(
     if name == "tokenizer":
         return train_tokenizer(run)
     train, recipe, most = {
-        "vae": (train_vae, vae.RECIPE, SCENES), "clip": (train_clip, clip.RECIPE, SCENES),
+        "vae": (train_vae, vae.RECIPE, SCENES),
+        "clip": (partial(train_clip, start=start), clip.RECIPE, SCENES),
         "unet": (partial(train_unet, start=start), unet.RECIPE, SCENES), "judge": (train_judge, judge.RECIPE, SCENES),
         "inpaint": (partial(conditioned.train_inpaint, start=start), conditioned.INPAINT, conditioned.SCENES),
         "depth": (partial(conditioned.train_depth, start=start), conditioned.DEPTH, conditioned.SCENES),
@@ -88,11 +89,22 @@ def train_vae(run: Path, recipe: Recipe = vae.RECIPE, scenes: int = SCENES) -> N
     write_module(run / "vae.safetensors", trained, {"scale": repr(scale)})
 
 
-def train_clip(run: Path, recipe: Recipe = clip.RECIPE, scenes: int = SCENES) -> None:
-    """Trains both encoders of CLIP: RUN/text_encoder.safetensors and RUN/image_encoder.safetensors."""
+def train_clip(
+    run: Path, recipe: Recipe = clip.RECIPE, scenes: int = SCENES, start: Path | None = None
+) -> None:
+    """Trains both encoders of CLIP: RUN/text_encoder.safetensors and RUN/image_encoder.safetensors.
+
+    `start` is a model of the same configuration whose encoders are gone on with; InputError for another.
+    """
     tokenizer, config = _tokenizer(run)
+    begun = None if start is None else load(start)
+    if begun and (begun.config.text, begun.config.vision, begun.tokenizer.merges) != (
+        config.text, config.vision, tokenizer.merges
+    ):
+        raise InputError(f"{start}: its encoders are not those of {run}; start with a model of the same vocabulary")
     pictures = data.pictures(run / "data", "train", scenes)
-    text, image = clip.train(config.text, config.vision, tokenizer, pictures, run / "clip", recipe)
+    text, image = clip.train(config.text, config.vision, tokenizer, pictures, run / "clip", recipe,
+                             begun and (begun.text_encoder.module, begun.image_encoder.module))
     write_module(run / "text_encoder.safetensors", text)
     write_module(run / "image_encoder.safetensors", image)
 

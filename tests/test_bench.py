@@ -1,0 +1,61 @@
+"""The benchmark: work is counted product by product, and every row is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from small_models import OPENCLIP, model
+
+from sdjax import bench
+from sdjax.checkpoint import tree
+from sdjax.config import sd1, sd2, tiny
+from sdjax.unet import UNet
+
+
+def counted(jaxpr) -> int:
+    """2 operations for each multiplication of a matrix product or convolution in a program, padding included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        out, name = equation.outvars[0].aval, equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * out.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            total += 2 * out.size * kernel.size // kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+        total += sum(counted(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("c", "side"), [(tiny().unet, 16), (tiny().unet, 9), (sd1().unet, 16), (sd2().unet, 16),
+                    (dataclasses.replace(tiny().unet, cross_only=(False, True, False)), 16)],
+    ids=["tiny", "odd", "sd1", "sd2", "cross-only"],
+)
+def test_every_product_of_the_program_is_counted(c, side):
+    graph, state = tree.abstract(lambda rngs: UNet(c, rngs=rngs))
+    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (
+        ((1, side, side, c.in_channels), jnp.float32), ((1,), jnp.int32), ((1, 77, c.context_width), jnp.float32))]
+    program = jax.make_jaxpr(lambda state, *args: nnx.merge(graph, state)(*args))(state, *shapes)
+    assert bench.unet_flops(c, side, side) == counted(program.jaxpr)
+
+
+def test_twice_the_side_is_more_than_four_times_the_work():
+    small, large = (bench.unet_flops(sd1().unet, side, side) for side in (32, 64))
+    assert 4.0 < large / small < 8.0
+
+
+def test_every_row_is_measured_in_every_round_and_survives_json():
+    asked = []
+    report = bench.bench(model(OPENCLIP), batch=1, steps=2, rounds=3, others={"peer": lambda: asked.append(1)})
+    assert len(asked) == 4  # the first is not counted
+    assert [row["name"] for row in report["rows"]] == ["matrix product", "UNet step", "peer", "picture"]
+    assert all(row["seconds"][1] <= row["seconds"][0] <= row["seconds"][2] for row in report["rows"])
+    assert json.loads(json.dumps(report)) == report
+    assert len(bench.table(report).splitlines()) == 5

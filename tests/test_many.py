@@ -1,0 +1,122 @@
+"""`sdjax txt2img --prompts`: each line is drawn once, by whichever process and however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_models import OPENAI, model
+
+from sdjax.checkpoint import native
+from sdjax.cli.many import Line, draw_lines, read_lines, share
+from sdjax.config import sd1
+from sdjax.errors import InputError
+from sdjax.images import read_picture, read_settings, to_uint8
+
+SETTINGS = {"command": "txt2img", "steps": 2, "seed": 5, "first_image": 0, "guidance_scale": 2.0}
+
+
+class Painter:
+    """Draws nothing, notes what it was asked for, and is killed at a call of its choice."""
+
+    def __init__(self, killed_at: int | None = None):
+        self.config, self.drawn, self.killed_at = SimpleNamespace(name="painter"), [], killed_at
+
+    def txt2img(self, prompt, **options):
+        if self.killed_at is not None and len(self.drawn) >= self.killed_at:
+            raise KeyboardInterrupt
+        self.drawn += list(zip(prompt, options["seed"], options["first_image"]))
+        return np.zeros((len(prompt), 8, 8, 3), np.float32)
+
+
+def write(path: Path, *rows) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_line_is_picture_number_line_of_the_seed_or_the_first_of_its_own(tmp_path):
+    rows = {"prompt": "red"}, "", {"prompt": "blue", "seed": 9}, {"prompt": ""}
+    lines = read_lines(write(tmp_path / "p.jsonl", *rows))
+    painter = Painter()
+    (tmp_path / "out").mkdir()
+    assert draw_lines(painter, lines, SETTINGS, tmp_path / "out", together=2) == 3
+    assert painter.drawn == [("red", 5, 0), ("blue", 9, 0), ("", 5, 3)]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.png", "000002.png", "000003.png"]
+    assert read_settings(tmp_path / "out" / "000002.png")["seed"] == 9
+
+
+@pytest.mark.parametrize("killed_at", [0, 2, 4])
+def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path, killed_at):
+    lines = [Line(i, f"prompt {i}", "", None) for i in range(7)]
+    first, second = Painter(killed_at), Painter()
+    with pytest.raises(KeyboardInterrupt):
+        draw_lines(first, lines, SETTINGS, tmp_path, together=2)
+    draw_lines(second, lines, SETTINGS, tmp_path, together=2)
+    assert first.drawn + second.drawn == [(f"prompt {i}", 5, i) for i in range(7)]
+
+
+@pytest.mark.parametrize("row", ["a red cube", '["red"]', {"seed": 1}, {"prompt": 1}, {"prompt": "a", "size": 3},
+                                 {"prompt": "a", "seed": True},
+                                 {"prompt": "a", "seed": -1}, '{"prompt": "a", "seed": ' + 5000 * "1" + "}"])
+def test_a_wrong_line_is_named(tmp_path, row):
+    with pytest.raises(InputError, match="line 2: found"):
+        read_lines(write(tmp_path / "p.jsonl", {"prompt": "red"}, row))
+
+
+def test_pictures_of_other_settings_are_not_taken_for_done(tmp_path):
+    lines = [Line(0, "red", "", None)]
+    draw_lines(Painter(), lines, SETTINGS, tmp_path, together=1)
+    with pytest.raises(InputError, match="another seed"):
+        draw_lines(Painter(), lines, SETTINGS | {"seed": 6}, tmp_path, together=1)
+    with pytest.raises(InputError, match="another prompt"):
+        draw_lines(Painter(), [Line(0, "blue", "", None)], SETTINGS, tmp_path, together=1)
+
+
+def test_every_line_is_of_exactly_one_process():
+    lines = [Line(i, "", "", None) for i in range(7)]
+    assert sorted(share(lines, 3, 0) + share(lines, 3, 1) + share(lines, 3, 2)) == lines
+    with pytest.raises(InputError, match="expected 0 to 2"):
+        share(lines, 3, 3)
+
+
+def test_two_processes_share_the_lines_and_each_picture_is_the_one_drawn_alone(tmp_path):
+    sd = model(OPENAI)
+    native.save(sd, tmp_path / "model")
+    prompts = write(tmp_path / "p.jsonl", *({"prompt": p} for p in ("red", "e", "red e")))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sdjax", "txt2img", "--prompts", str(prompts), "--out", str(tmp_path / "out"),
+               "--model", str(tmp_path / "model"), "--steps", "2", "--coordinator", f"localhost:{port}"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    both = [
+        subprocess.Popen([*command, "--processes", "2", "--process", str(i)], env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+        for i in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=240) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], told
+    assert [out.split()[-2] for out, _ in told] == ["2", "1"]
+    for i, prompt in enumerate(("red", "e", "red e")):
+        alone = sd.txt2img(prompt, steps=2, first_image=i)[0]
+        drawn = to_uint8(read_picture(tmp_path / "out" / f"{i:06}.png"))
+        assert np.abs(drawn.astype(int) - to_uint8(alone)).max() <= 1
+
+
+def test_settings_of_released_models_are_not_lost_on_a_line(tmp_path):
+    painter = Painter()
+    painter.config = sd1()
+    draw_lines(painter, [Line(0, "red", "blue", None)], SETTINGS, tmp_path, together=1)
+    stored = read_settings(tmp_path / "000000.png")
+    assert (stored["negative_prompt"], stored["steps"], stored["model"]) == ("blue", 2, "sd1")
