@@ -21,7 +21,7 @@ from flax import nnx
 from lesson import show
 
 import sdjax
-from sdjax import diffusion, plots, request, samplers
+from sdjax import diffusion, plots, request, samplers, tiling
 from sdjax.config import sd1, x4_upscaler
 from sdjax.images import shrunk
 from sdjax.toyworld import describe, render, scene_at
@@ -302,7 +302,7 @@ scene = scene_at(3, "test", 0, 2)
 wide = render(scene, 256)[0].astype(np.float32)[None, 96:224, 8:248] / 127.5 - 1.0
 small_wide = shrunk(wide)[0]
 side, overlap, few = 32, 4, 10
-print("tiles:", [tuple(corner) for corner in request.tiles(*small_wide.shape[:2], side, overlap)])
+print("tiles:", [tuple(corner) for corner in tiling.tiles(*small_wide.shape[:2], side, overlap)])
 
 noise_wide = samplers.noise(keys, 0, (*small_wide.shape[:2], 4))
 beside_wide = np.sqrt(a_small[20]) * small_wide[None] + np.sqrt(1 - a_small[20]) * samplers.noise(

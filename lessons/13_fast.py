@@ -40,6 +40,7 @@ from sdjax.config import UNetConfig, sd1
 from sdjax.hardware import Network
 from sdjax.unet import UNet
 
+jax.config.update("jax_enable_compilation_cache", False)  # here, to compile means to compile
 sd = sdjax.load("../weights/tiny")
 print(len(jax.devices()), "devices")
 

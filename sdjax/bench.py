@@ -22,7 +22,7 @@ from flax import nnx
 from sdjax.checkpoint import tree
 from sdjax.clip import TextEncoder
 from sdjax.config import ModelConfig, UNetConfig
-from sdjax.hardware import Network, TextNetwork, VAENetwork
+from sdjax.hardware import Network, TextNetwork, VAENetwork, dtype_of
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
 from sdjax.unet import Row, UNet, rows
@@ -68,7 +68,7 @@ def _transformer(row: Row, context_width: int, pixels: int, tokens: int) -> int:
 def random_model(config: ModelConfig, dtype: Any = jnp.float32) -> StableDiffusion:
     """A model of small random weights, whose pictures mean nothing and take as long as any."""
 
-    def of(kind: type, build: Callable[[Any], nnx.Module], part: Any) -> Any:
+    def of(kind: type, build: Callable[[Any], nnx.Module], part: Any, dtype: Any = dtype) -> Any:
         graph, state = tree.abstract(build)
         leaves, structure = jax.tree.flatten(state)
         keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -78,7 +78,7 @@ def random_model(config: ModelConfig, dtype: Any = jnp.float32) -> StableDiffusi
     c = config
     return StableDiffusion(
         c, Tokenizer.clip(c.text.padding), of(TextNetwork, lambda rngs: TextEncoder(c.text, rngs=rngs), c.text),
-        of(VAENetwork, lambda rngs: VAE(c.vae, rngs=rngs), c.vae),
+        of(VAENetwork, lambda rngs: VAE(c.vae, rngs=rngs), c.vae, dtype_of("vae", dtype)),
         of(Network, lambda rngs: UNet(c.unet, rngs=rngs), c.unet),
     )
 

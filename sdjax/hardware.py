@@ -19,6 +19,10 @@ from sdjax.errors import InputError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
+# What ends in pixels is computed in float32 whatever dtype a model is loaded as: a number in bfloat16 has 8 binary
+# digits, and so has a pixel, of which nothing would be left for rounding on the way.
+EXACT = ("vae", "depth_estimator")
+
 # On CPU, YNNPACK's fusions are slower for these networks (a whole SD 1.5 step by a fifth, the backward pass
 # of a convolution by half) and have known miscompiles, jax-ml/jax#39103.
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
@@ -87,6 +91,11 @@ def as_dtype(name: Any) -> jnp.dtype:
         return jnp.dtype(known[jnp.dtype(DTYPES.get(name, name) if isinstance(name, str) else name)])
     except (KeyError, TypeError):
         raise InputError(f"dtype: found {name!r}, expected one of {', '.join(DTYPES)}") from None
+
+
+def dtype_of(part: str, dtype: Any) -> jnp.dtype:
+    """The dtype of one network of a model that is loaded as `dtype`."""
+    return jnp.dtype(jnp.float32) if part in EXACT else as_dtype(dtype)
 
 
 @partial(jax.jit, static_argnames=("graph", "method", "static"))

@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from sdjax import midas, request, samplers
+from sdjax import midas, request, samplers, tiling
 from sdjax.clip import cosine
 from sdjax.config import ModelConfig
 from sdjax.errors import InputError
@@ -32,6 +32,9 @@ from sdjax.samplers import SAMPLERS
 from sdjax.tokenizer import Tokenizer
 
 Pictures = Float[np.ndarray, "b H W 3"]
+
+# A side of 768 pixels is the most that a released model was trained at: up to there the VAE sees the whole picture.
+WHOLE, TILE = 768, 512
 
 
 @dataclass(frozen=True)
@@ -187,22 +190,13 @@ class StableDiffusion:
         height, width = picture.shape[1:3]
         if not (isinstance(tile, int) and tile >= 16):
             raise InputError(f"tile: found {tile}, expected a whole number from 16")
-        if max(height, width) > tile:
-            picture = np.pad(picture, ((0, 0), (0, max(tile - height, 0)), (0, max(tile - width, 0)), (0, 0)), "edge")
-        job = request.upscale(self, prompt, picture, noise_level, **options)
-        if max(height, width) <= tile:
+        larger = max(height, width) > tile
+        job = request.upscale(self, prompt, tiling.padded(picture, tile) if larger else picture, noise_level, **options)
+        if not larger:
             return self._run(job)
-        f, overlap = self.config.vae.factor, tile // 8
-        rise = np.minimum(np.arange(f * tile) + 1, f * overlap)  # a straight line over the overlap, then level
-        weight = np.minimum(rise, rise[::-1]).astype(np.float32)
-        weight = (weight[:, None] * weight)[:, :, None]
-        weights = np.zeros((f * picture.shape[1], f * picture.shape[2], 1), np.float32)
-        total = np.zeros((len(job.keys), *weights.shape[:2], 3), np.float32)
-        for corner in request.tiles(*picture.shape[1:3], tile, overlap):
-            place = np.s_[f * corner.top : f * (corner.top + tile), f * corner.left : f * (corner.left + tile)]
-            total[:, *place] += weight * self._run(request.crop(job, corner))
-            weights[place] += weight
-        return (total / weights)[:, : f * height, : f * width]
+        f, (rows, columns) = self.config.vae.factor, job.x.shape[1:3]
+        drawn = tiling.blended(rows, columns, tile, tile // 8, f, lambda corner: self._run(request.crop(job, corner)))
+        return drawn[:, : f * height, : f * width]
 
     def upscale_steps(
         self, prompt: str | Sequence[str], image: Any, noise_level: int = 20, *, attention: bool = False, **options: Any
@@ -246,20 +240,29 @@ class StableDiffusion:
     def to_pictures(self, latents: Array) -> Pictures:
         """Scaled latents [b, h, w, z] to pictures in [-1, 1], one at a time, so that memory does not grow with b.
 
-        On several devices each has one at a time.
+        On several devices each has one at a time. Larger ones than `WHOLE` pixels are decoded in tiles of `TILE`:
+        memory and compiled program are then those of one tile, and colours may differ a little between tiles, since
+        the VAE's norms and its attention see one tile each.
         """
         scaled, devices = np.asarray(latents) / np.float32(self.config.vae.scale), self.mesh.size if self.mesh else 1
-        parts = []
-        for start in range(0, len(scaled), devices):
-            some = scaled[start : start + devices]
-            parts.append(np.asarray(self.vae.decode(spread_rows(some, self.mesh)), np.float32)[: len(some)])
-        pictures = np.concatenate(parts)
+        pictures = np.concatenate([
+            self._decode(scaled[start : start + devices]) for start in range(0, len(scaled), devices)
+        ])
         if not np.isfinite(pictures).all():
             stage = "the VAE" if np.isfinite(scaled).all() else "the UNet"
             raise FloatingPointError(f"{stage} gave values that are not finite; load the weights with dtype float32")
         return np.clip(pictures, -1.0, 1.0)
 
     # ---- how it is done ------------------------------------------------------------------------------------
+
+    def _decode(self, latents: np.ndarray) -> Pictures:
+        decode = lambda z: np.asarray(self.vae.decode(spread_rows(z, self.mesh)), np.float32)[: len(z)]
+        f, (h, w) = self.config.vae.factor, latents.shape[1:3]
+        if f * max(h, w) <= WHOLE:
+            return decode(latents)
+        z = tiling.padded(latents, TILE // f)
+        drawn = tiling.blended(*z.shape[1:3], TILE // f, TILE // f // 4, f, lambda corner: decode(corner.of(z)))
+        return drawn[:, : f * h, : f * w]
 
     def _run(self, job: Job) -> Pictures:
         x = job.x

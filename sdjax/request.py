@@ -5,7 +5,6 @@ Each function takes the model and what the caller gave, and raises InputError fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +20,7 @@ from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.images import as_depth, as_mask, as_pictures, spread
 from sdjax.samplers import SAMPLERS, Keep, Plan
+from sdjax.tiling import Corner
 
 if TYPE_CHECKING:
     from sdjax.pipeline import StableDiffusion
@@ -163,27 +163,9 @@ def upscale(
     return Job(x=noise, keys=keys, beside=small, classes=jnp.full(len(keys), noise_level), **job)
 
 
-class Corner(NamedTuple):
-    """Where a square tile lies in a picture, in pixels."""
-
-    top: int
-    left: int
-    side: int
-
-
-def tiles(height: int, width: int, side: int, overlap: int) -> list[Corner]:
-    """Square tiles that cover a picture, each overlapping its neighbours by `overlap` pixels or more."""
-    def starts(length: int) -> list[int]:
-        count = max(math.ceil((length - overlap) / (side - overlap)), 1)
-        return [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
-
-    return [Corner(top, left, side) for top in starts(height) for left in starts(width)]
-
-
 def crop(job: Job, corner: Corner) -> Job:
     """One tile of a request: the same noise, cut out of the whole."""
-    place = np.s_[:, corner.top : corner.top + corner.side, corner.left : corner.left + corner.side]
-    return replace(job, x=job.x[place], beside=job.beside[place])
+    return replace(job, x=corner.of(job.x), beside=corner.of(job.beside))
 
 
 # ---- checks ------------------------------------------------------------------------------------------------

@@ -17,6 +17,12 @@ PROMPTS = ["red", "a red cone", "e"]
 HOW = {"steps": 3, "seed": 7, "eta": 0.5, "guidance_scale": 2.0}
 
 
+def error(found, expected):
+    """The relative error of a whole batch; that of its worst pixel hangs on the order in which jax adds."""
+    assert found.shape == expected.shape
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
 @pytest.fixture(scope="module")
 def sd():
     return model(OPENCLIP)
@@ -29,8 +35,7 @@ def pictures(sd):
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_three_pictures_are_the_same_on_any_number_of_devices(sd, pictures, devices):
-    spread = sd.spread(devices).txt2img(PROMPTS, **HOW)
-    assert spread.shape == pictures.shape and np.abs(spread - pictures).max() < 1e-5
+    assert error(sd.spread(devices).txt2img(PROMPTS, **HOW), pictures) < 1e-5
 
 
 def test_weights_that_are_cut_among_the_devices_give_the_same_pictures(sd, pictures):
@@ -38,7 +43,7 @@ def test_weights_that_are_cut_among_the_devices_give_the_same_pictures(sd, pictu
     kernel = cut.unet.module.conv_in.kernel[...]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 4, 1)}
     # Sums over channels are now made in four parts, which rounds in another order.
-    assert np.abs(cut.txt2img(PROMPTS, **HOW) - pictures).max() < 5e-5
+    assert error(cut.txt2img(PROMPTS, **HOW), pictures) < 2e-5
 
 
 def test_each_device_has_its_own_pictures_and_they_never_talk(sd):
@@ -70,13 +75,13 @@ def test_holes_and_small_pictures_are_spread_too():
         (sd, lambda m: m.inpaint("red", picture, mask, num_images=3, **HOW)),
         (upscaler, lambda m: m.upscale("red", picture, num_images=3, **HOW)),
     ):
-        assert np.abs(draw(one.spread(2)) - draw(one)).max() < 1e-5
+        assert error(draw(one.spread(2)), draw(one)) < 1e-5
 
 
 def test_the_walk_by_steps_shows_only_the_pictures_that_were_asked_for(sd, pictures):
     *_, last = sd.spread(2).txt2img_steps(PROMPTS, **HOW, attention=True)
     assert last.latents.shape[0] == 3 and {len(p) for p in last.attention.values()} == {3}
-    assert np.abs(last.pictures() - pictures).max() < 1e-5
+    assert error(last.pictures(), pictures) < 1e-5
 
 
 @pytest.mark.parametrize("devices", [0, -1, 9, 1.5])

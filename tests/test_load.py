@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,8 +91,13 @@ def test_the_middle_third_of_openclips_matrix_is_the_keys(openclip, written):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_can_be_asked_for(dtype, written):
-    assert load(written / "openai-diffusers", dtype).unet.module.conv_in.kernel.dtype == dtype
+def test_half_precision_can_be_asked_for_and_pixels_stay_in_float32(dtype, written):
+    sd = load(written / "openai-diffusers", dtype)
+    found = {part: {str(leaf.dtype) for leaf in jax.tree.leaves(getattr(sd, part).state)}
+             for part in ("text_encoder", "unet", "vae")}
+    assert found == {"text_encoder": {dtype}, "unet": {dtype}, "vae": {"float32"}}
+    pictures = sd.txt2img("red", steps=2)
+    assert pictures.dtype == np.float32 and np.isfinite(pictures).all()
 
 
 def test_a_half_precision_file_is_read_as_float32(openai, original):

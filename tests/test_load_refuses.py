@@ -203,6 +203,7 @@ def test_converting_is_loading_and_saving(openclip, written, tmp_path):
     ]
     kernel = load_file(tmp_path / "m" / "unet.safetensors")["conv_in.kernel"]
     np.testing.assert_array_equal(kernel, np.asarray(openclip.unet.module.conv_in.kernel[...]).astype(np.float16))
+    assert describe(tmp_path / "m").dtypes == ("float16",)
     with pytest.raises(InputError, match="is there already"):
         convert(tmp_path / "not-even-looked-at", tmp_path / "m")
     with pytest.raises(InputError, match="nowhere: does not exist"):

@@ -14,7 +14,8 @@ from sdjax.checkpoint.export import to_diffusers, to_original
 from sdjax.config import x4_upscaler
 from sdjax.diffusion import alphas
 from sdjax.errors import InputError
-from sdjax.request import SMALL, crop, tiles, upscale
+from sdjax.request import SMALL, crop, upscale
+from sdjax.tiling import tiles
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +58,6 @@ def test_the_noise_level_changes_the_picture_by_its_embedding_too(sd, small):
 def test_the_loop_in_one_program_and_the_loop_by_steps_draw_the_same(sd, small):
     *_, last = sd.upscale_steps("a cone", small, steps=3)
     assert np.allclose(last.pictures(), sd.upscale("a cone", small, steps=3), atol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(40, 50), (16, 17), (16, 100), (33, 16)])
-def test_tiles_cover_everything_and_overlap(height, width):
-    corners = tiles(height, width, 16, 2)
-    seen = np.zeros((height, width), int)
-    for corner in corners:
-        seen[corner.top : corner.top + 16, corner.left : corner.left + 16] += 1
-        assert corner.top + 16 <= height and corner.left + 16 <= width
-    assert seen.min() == 1
-    for starts in (sorted({c.top for c in corners}), sorted({c.left for c in corners})):
-        assert all(b - a <= 14 for a, b in zip(starts, starts[1:]))
 
 
 def test_a_picture_larger_than_a_tile_is_drawn_in_tiles_and_keeps_its_size(sd):

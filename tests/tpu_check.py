@@ -1,9 +1,9 @@
 """Compiles text to image for TPUs that are not there: what does it need, and does it fit?
 
 `make tpu-check` asks the compiler in the package libtpu, which runs on any Linux machine, for the whole program (text
-encoder, loop, VAE) of a model in bfloat16, on one chip of a TPU v5e and on meshes of them. It prints what the compiler
-says: bytes for weights and inputs, bytes for everything between, bytes moved, and exchanges between chips. It fails
-where a chip's 16 GB are too few, or where the chips talk.
+encoder, loop, VAE) of a model loaded as bfloat16, on one chip of a TPU v5e and on meshes of them. It prints what the
+compiler says: bytes for weights and inputs, bytes for everything between, bytes moved, and exchanges between chips. It
+fails where a chip's 16 GB are too few, or where the chips talk.
 
     python tests/tpu_check.py tiny --chips 1            # a minute or two
     python tests/tpu_check.py sd1 sd2-768 --chips 1 4 8 # an hour
@@ -34,7 +34,7 @@ from sdjax import pipeline, samplers
 from sdjax.checkpoint import tree
 from sdjax.clip import TextEncoder
 from sdjax.config import ModelConfig, sd1, sd2, tiny
-from sdjax.hardware import PICTURES
+from sdjax.hardware import PICTURES, dtype_of
 from sdjax.unet import UNet
 from sdjax.vae import VAE
 
@@ -73,7 +73,8 @@ def shapes(c: ModelConfig, mesh: Mesh, per_chip: int) -> tuple[dict, tuple]:
         ("vae", lambda rngs: VAE(c.vae, rngs=rngs)),
     ):
         graphs[name], state = tree.abstract(build)
-        states[name] = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16, sharding=everywhere), state)
+        dtype = dtype_of(name, "bfloat16")
+        states[name] = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=everywhere), state)
     b = per_chip * mesh.size
     keys = jax.eval_shape(lambda: samplers.image_keys(0, 0, b))
     table = samplers.ddim_plan(c.diffusion, STEPS)

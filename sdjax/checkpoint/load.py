@@ -13,7 +13,7 @@ from sdjax.checkpoint.parts import Checkpoint, Part, WrongFamily, require_fit
 from sdjax.checkpoint.reader import SafetensorsFile
 from sdjax.config import ModelConfig, Prediction
 from sdjax.errors import InputError
-from sdjax.hardware import Network, as_dtype
+from sdjax.hardware import Network, as_dtype, dtype_of
 from sdjax.pipeline import CLIP, StableDiffusion
 from sdjax.tokenizer import Tokenizer
 
@@ -22,7 +22,8 @@ def load(path: str | Path, dtype: Any = "float32", *, prediction: Prediction | N
     """A Stable Diffusion 1.x or 2.x from disk, in any of three layouts.
 
     `path`: a folder of diffusers; one .safetensors file in the original layout; a folder that `save` wrote. `dtype`:
-    float32, bfloat16 or float16, whatever the files have. `prediction` "eps" or "v" overrules what is found.
+    float32, bfloat16 or float16, whatever the files have; of the VAE and MiDaS always float32. `prediction` "eps" or
+    "v" overrules what is found.
     InputError if anything is missing, left over, misshapen, doubled or not finite, or it is another kind of model.
     """
     if prediction not in (None, "eps", "v"):
@@ -30,7 +31,7 @@ def load(path: str | Path, dtype: Any = "float32", *, prediction: Prediction | N
     dtype = as_dtype(dtype)
     found = _opened(Path(path))
     require_fit(found.path, f"{found.config.name} in the {found.layout} layout", found.problems())
-    networks = {name: part.read(dtype) for name, part in found.parts.items()}
+    networks = {name: part.read(dtype_of(name, dtype)) for name, part in found.parts.items()}
     if prediction is None:
         prediction = _prediction(found, networks["unet"])
     return StableDiffusion(_with_prediction(found, prediction), found.tokenizer, **networks)
@@ -51,7 +52,7 @@ def load_clip(path: str | Path, dtype: Any = "float32") -> CLIP:
 def convert(source: str | Path, target: str | Path, dtype: Any = "float32") -> None:
     """Writes the model at `source` as a folder in the project's own layout; InputError as `load` and `save`."""
     native.require_free(target)  # before gigabytes are read
-    native.save(load(source, dtype), target)
+    native.save(load(source, dtype), target, dtype)
 
 
 @dataclass(frozen=True)
