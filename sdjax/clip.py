@@ -114,9 +114,13 @@ class TextEncoder(nnx.Module):
         return self.final_layer_norm(self.encoder(self.embeddings(ids), causal))
 
     def embed(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
-        """The sentences' vectors in the space shared with pictures: the row of the end token, projected."""
+        """The sentences' vectors in the space shared with pictures."""
+        return self.pooled(self(ids), ids)
+
+    def pooled(self, states: Float[Array, "b n d"], ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
+        """Of the hidden states the row of the end token, projected."""
         end = jnp.argmax(ids == self.config.end_id, axis=1)  # the first one; SD 1.x pads with more of them
-        return self.text_projection(self(ids)[jnp.arange(ids.shape[0]), end])
+        return self.text_projection(states[jnp.arange(ids.shape[0]), end])
 
 
 class VisionEmbeddings(nnx.Module):

@@ -20,6 +20,7 @@ from sdjax.toyworld import (
     caption,
     describe,
     is_held_out,
+    named_last,
     render,
     render_batch,
     sample_scene,
@@ -216,6 +217,25 @@ def test_captions_are_lower_case_letters_and_single_spaces():
         for language in ("en", "tr"):
             words = caption(scene_at(0, "train", i), scene_rng(1, "train", i), language).split(" ")
             assert all(word and set(word) <= letters for word in words)
+
+
+@pytest.mark.parametrize("language", ["en", "tr"])
+def test_every_caption_can_be_read_back_noun_by_noun(language):
+    rng = np.random.default_rng(0)
+    for i in range(400):
+        scene = scene_at(0, "train", i)
+        read = named_last(caption(scene, rng, language), scene)
+        changes = [solid for before, solid in zip([None, *read], read) if solid is not before]
+        assert set(changes) == set(scene.solids) and len(changes) == len(scene.solids)
+
+
+def test_nouns_name_solids_in_the_order_of_the_sentence_even_where_a_word_is_left_out():
+    red, blue = Solid("red", "cube", "large", 0, 0, 0), Solid("blue", "cube", "large", 2, 0, 0)
+    scene = Scene((red, blue), "day", "left of")
+    assert named_last("a cube left of a blue object", scene) == [None, red, red, red, red, red, blue]
+    assert named_last("mavi küpün solunda kırmızı bir küp", scene) == [None, blue, blue, blue, blue, red]
+    # Only one cube is red, so the first noun must be the other one.
+    assert named_last("a cube right of a red cube", scene) == [None, blue, blue, blue, blue, blue, red]
 
 
 def test_a_caption_names_no_colour_that_is_not_there():

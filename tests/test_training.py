@@ -11,8 +11,9 @@ from flax import nnx
 from PIL import Image
 
 from sdjax.errors import InputError
-from sdjax.toyworld import is_held_out, scene_at
-from sdjax.training.clip import contrastive_loss, mistaken, right_and_wrong
+from sdjax.tokenizer import Tokenizer
+from sdjax.toyworld import Scene, Solid, is_held_out, scene_at
+from sdjax.training.clip import LOOKS, TOKENS, contrastive_loss, mistaken, right_and_wrong, told_by_token, told_by_word
 from sdjax.training.data import pictures, step_rng
 from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, fit
 from sdjax.training.vae import latent_scale
@@ -132,6 +133,27 @@ def test_mistakes_change_the_scene_and_say_nothing_that_is_held_out_of_training(
         wrong = mistaken(scene, rng)
         assert wrong != scene and not is_held_out(wrong)
         assert len({(s.colour, s.shape) for s in wrong.solids}) == 2
+
+
+def test_a_word_tells_of_the_solid_named_last_and_on_which_side_it_stands():
+    solids = Solid("red", "cube", "large", -1.0, 0.5, 0.0), Solid("blue", "ring", "small", 1.0, 0.1, 0.0)
+    told = told_by_word("a red cube left of a blue ring", Scene(solids, "day", "left of"))
+    assert np.isnan(told[:2]).all() and np.isfinite(told[2:]).all()
+    for words, solid, side in ((slice(2, 7), solids[0], -1.0), (slice(7, 8), solids[1], 1.0)):
+        looks = [{look for look, told in zip(LOOKS, row) if told} for row in told[words]]
+        assert looks == [{solid.colour, solid.shape}] * len(looks)
+        assert (told[words][:, -2] == side).all() and np.allclose(told[words][:, -1], -0.2 * side)
+
+
+def test_what_a_word_tells_is_asked_of_each_of_its_tokens_and_of_the_end():
+    tokenizer = Tokenizer.clip()
+    scene = Scene((Solid("red", "cylinder", "large", 0.3, 0.5, 0.0),), "day", None)
+    told = told_by_token(["silindir by day"], [scene], tokenizer)
+    pieces = len(tokenizer.encode("silindir"))
+    asked = np.isfinite(told[0]).all(axis=1)
+    assert pieces > 1 and told.shape == (1, TOKENS, len(LOOKS) + 2)
+    assert asked.tolist() == [1 <= i <= pieces + 3 for i in range(TOKENS)]
+    assert (told[0, asked, -2:] == 0).all()  # alone, it stands in the middle of all that there is
 
 
 def test_latents_are_scaled_to_unit_variance():

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+from functools import partial
 
 # There is no TPU to be asked what it is, and this process computes nothing.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
@@ -73,8 +74,8 @@ def shapes(c: ModelConfig, mesh: Mesh, per_chip: int) -> tuple[dict, tuple]:
         ("vae", lambda rngs: VAE(c.vae, rngs=rngs)),
     ):
         graphs[name], state = tree.abstract(build)
-        dtype = dtype_of(name, "bfloat16")
-        states[name] = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=everywhere), state)
+        place = partial(jax.ShapeDtypeStruct, dtype=dtype_of(name, "bfloat16"), sharding=everywhere)
+        states[name] = jax.tree.map(lambda s, place=place: place(s.shape), state)
     b = per_chip * mesh.size
     keys = jax.eval_shape(lambda: samplers.image_keys(0, 0, b))
     table = samplers.ddim_plan(c.diffusion, STEPS)

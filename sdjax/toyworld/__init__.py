@@ -7,7 +7,7 @@ For example:
     words = caption(scene, scene_rng(0, "train", 7), "tr")
 """
 
-from sdjax.toyworld.captions import LANGUAGES, caption, describe
+from sdjax.toyworld.captions import LANGUAGES, caption, describe, named_last
 from sdjax.toyworld.render import SKY_DEPTH, nearness, render, render_batch
 from sdjax.toyworld.scene import (
     COLOURS,
@@ -41,6 +41,7 @@ __all__ = [
     "caption",
     "describe",
     "is_held_out",
+    "named_last",
     "nearness",
     "render",
     "render_batch",

@@ -6,6 +6,8 @@ Turkish puts the reference first, in the genitive, and the relation on its own n
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 
 from sdjax.errors import InputError
@@ -53,6 +55,13 @@ RELATION_WORDS = {
 TIME_WORDS_EN = {"day": ("by day", "in daylight"), "night": ("at night",)}
 TIME_WORDS_TR = {"day": ("gündüz", "gündüz vakti"), "night": ("gece", "gece vakti")}
 
+# The same read backwards: what colour a word says, and what shape, "" for any.
+COLOUR_OF = {word: colour for colour, turkish in COLOURS_TR.items() for word in (colour, turkish)}
+SHAPE_OF = {
+    word: "" if shape == "object" else shape
+    for shape, turkish in SHAPES_TR.items() for word in (shape, turkish, GENITIVE_TR[turkish])
+}
+
 Named = tuple[str, str, str]  # size, colour and shape of a solid as far as they are said, "" where not
 
 
@@ -83,6 +92,25 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "en") -> str
     named = _name(solids, rng)
     time = scene.time if rng.random() < 1 / 3 else None
     return (_sentence_en if language == "en" else _sentence_tr)(named, relation, time, rng)
+
+
+def named_last(said: str, scene: Scene) -> list[Solid | None]:
+    """For each word of a caption of the scene the solid whose noun was the last to be said, None before the first."""
+    words, nouns, colour = said.split(), {}, ""
+    for i, word in enumerate(words):
+        colour = COLOUR_OF.get(word, colour)
+        if word in SHAPE_OF:
+            nouns[i], colour = (colour, SHAPE_OF[word]), ""
+    # Where a colour or a shape is left out, only one order lets every noun name a solid of its own.
+    order = next(
+        order for order in permutations(scene.solids)
+        if all(c in ("", solid.colour) and s in ("", solid.shape) for (c, s), solid in zip(nouns.values(), order))
+    )
+    solids = dict(zip(nouns, order))
+    found: list[Solid | None] = []
+    for i in range(len(words)):
+        found.append(solids.get(i, found[-1] if found else None))
+    return found
 
 
 def _check(language: str) -> None:

@@ -2,6 +2,11 @@
 
 In a random batch colours and places alone nearly always tell the pairs apart, and the encoders learn shapes last or
 never. So each picture also sees its own caption with one word wrong, a hard negative as in NegCLIP, arXiv:2210.01936.
+
+Even then "left of" and "right of" end as nearly the same states: what the loss hardly asks, an encoder does not keep,
+and the denoiser cannot draw what it cannot hear. In a toy world it is known what a caption means. So the state of each
+word must also tell, through a linear layer that only training has, of the solid named last: how it looks, and on
+which side of the scene it stands.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from flax import nnx
 
 from sdjax.clip import ImageEncoder, TextEncoder, cosine
 from sdjax.config import TextConfig, VisionConfig
+from sdjax.layers import ZEROS, Linear
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import (
     COLOURS,
@@ -24,6 +30,7 @@ from sdjax.toyworld import (
     TIMES,
     Scene,
     is_held_out,
+    named_last,
     reversed_relation,
     scene_at,
     swapped_colours,
@@ -42,13 +49,17 @@ LOGIT_SCALE = float(np.log(1 / 0.07))  # the start of the learned temperature, a
 MAX_LOGIT_SCALE = float(np.log(100.0))
 
 
+LOOKS = COLOURS + SHAPES
+
+
 class CLIP(nnx.Module):
-    """Both encoders and the temperature between them, which only training needs."""
+    """Both encoders, and what only training needs: the temperature between them, and what is read off each word."""
 
     def __init__(self, text: TextConfig, vision: VisionConfig, *, rngs):
         self.text = TextEncoder(text, rngs=rngs)
         self.image = ImageEncoder(vision, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(LOGIT_SCALE))
+        self.tell = Linear(text.width, len(LOOKS) + 2, kernel_init=ZEROS, rngs=rngs)
 
 
 def contrastive_loss(similarity: jax.Array, scale: jax.Array) -> jax.Array:
@@ -96,6 +107,33 @@ def right_and_wrong(scenes: list[Scene], rng: np.random.Generator) -> tuple[list
     return right, wrong
 
 
+def told_by_word(said: str, scene: Scene) -> np.ndarray:
+    """What each word of a caption should tell of the solid named last, float32 [words, 15]; NaN before the first noun.
+
+    One for its colour and its shape, and its x and z from the middle of all solids, in world units.
+    """
+    middle = np.mean([(solid.x, solid.z) for solid in scene.solids], axis=0)
+    rows = []
+    for solid in named_last(said, scene):
+        if solid is None:
+            rows.append(np.full(len(LOOKS) + 2, np.nan))
+        else:
+            looks = [float(look in (solid.colour, solid.shape)) for look in LOOKS]
+            rows.append(np.array([*looks, solid.x - middle[0], solid.z - middle[1]]))
+    return np.array(rows, np.float32)
+
+
+def told_by_token(said: list[str], scenes: list[Scene], tokenizer: Tokenizer) -> np.ndarray:
+    """The same for each of the first TOKENS tokens, NaN after the end token: float32 [captions, TOKENS, 15]."""
+    told = np.full((len(said), TOKENS, len(LOOKS) + 2), np.nan, np.float32)
+    for row, sentence, scene in zip(told, said, scenes):
+        pieces = [len(tokenizer.encode(word)) for word in sentence.split()]
+        words = told_by_word(sentence, scene)
+        tokens = np.concatenate([np.repeat(words, pieces, axis=0), words[-1:]])  # the end token too
+        row[1 : 1 + len(tokens)] = tokens  # after the start token
+    return told
+
+
 def train(
     text: TextConfig, vision: VisionConfig, tokenizer: Tokenizer, pictures: np.ndarray, folder: Path,
     recipe: Recipe = RECIPE, start: tuple[TextEncoder, ImageEncoder] | None = None,
@@ -112,15 +150,20 @@ def train(
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
         rows = np.sort(rng.choice(len(pictures), size=recipe.batch, replace=False))
-        right, wrong = right_and_wrong([scene_at(recipe.seed, "train", int(r)) for r in rows], rng)
+        scenes = [scene_at(recipe.seed, "train", int(r)) for r in rows]
+        right, wrong = right_and_wrong(scenes, rng)
         ids = tokenizer(right + wrong)[:, :TOKENS]
         assert (ids == tokenizer.end_id).any(axis=1).all(), "a caption is longer than TOKENS"
-        return {"pictures": to_float(pictures[rows]), "ids": ids}
+        return {"pictures": to_float(pictures[rows]), "ids": ids, "told": told_by_token(right, scenes, tokenizer)}
 
     def loss(parameters, _, batch, key):
         clip = nnx.merge(graph, parameters)
-        similarity = cosine(clip.image(batch["pictures"]), clip.text.embed(batch["ids"]))
-        return contrastive_loss(similarity, clip.logit_scale[...])
+        states, wanted = clip.text(batch["ids"]), batch["told"]
+        similarity = cosine(clip.image(batch["pictures"]), clip.text.pooled(states, batch["ids"]))
+        asked = jnp.isfinite(wanted)
+        error = jnp.where(asked, clip.tell(states[: len(wanted)]) - jnp.where(asked, wanted, 0.0), 0.0)
+        told = jnp.sum(error**2) / jnp.sum(asked[..., 0])
+        return contrastive_loss(similarity, clip.logit_scale[...]) + told
 
     clip = nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="clip"))
     return clip.text, clip.image
