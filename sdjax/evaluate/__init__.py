@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sdjax.errors import InputError
 from sdjax.evaluate import prompted, shown
-from sdjax.evaluate.bench import SPLIT, Bench, Drawing, Row, Z, paired, wilson
+from sdjax.evaluate.trial import SPLIT, Drawing, Row, Trial, Z, paired, wilson
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld.judge import Judge
 
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
     for which models it is, by the channels beside the latents.
     """
 
-    rows: Callable[[Bench], list[Row]]
+    rows: Callable[[Trial], list[Row]]
     drawings: tuple[Drawing, ...] = ()
     alone: bool = False
     beside: int = 0
@@ -77,12 +77,12 @@ def evaluate(
     rows: list[Row] = []
     total = prompts * (len(drawings) + sum(FIGURES[name].alone for name in chosen))
     with tqdm(total=total, unit="picture", dynamic_ncols=True, smoothing=0.05) as bar:
-        bench = Bench(sd, judge, prompts, sampler, steps, guidance_scale, seed, batch, bar)
+        trial = Trial(sd, judge, prompts, sampler, steps, guidance_scale, seed, batch, bar)
         for name in chosen:
             bar.set_description(name)
-            rows += FIGURES[name].rows(bench)
+            rows += FIGURES[name].rows(trial)
     names = ("prompts", "steps", "sampler", "guidance_scale", "seed")
-    return {"settings": {name: getattr(bench, name) for name in names}, "rows": [asdict(row) for row in rows]}
+    return {"settings": {name: getattr(trial, name) for name in names}, "rows": [asdict(row) for row in rows]}
 
 
 def suited(sd: StableDiffusion) -> list[str]:

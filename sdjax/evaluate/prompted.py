@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.evaluate.bench import FAST, SPLIT, Bench, Drawing, Row, difference, mean, share
+from sdjax.evaluate.trial import FAST, SPLIT, Drawing, Row, Trial, difference, mean, share
 from sdjax.images import as_pictures
 from sdjax.toyworld import LANGUAGES, Scene, describe, render_batch, reversed_relation, scene_at, swapped_colours
 from sdjax.toyworld.judge import Seen, middle, obeys
@@ -17,13 +17,13 @@ PLACE = 5.0  # pixels that the judge may be off
 CAPTIONS = 64  # among which CLIP must find the right one
 
 
-def judge(bench: Bench) -> list[Row]:
-    scenes, seen = bench.scenes(None), []
-    for _, some in bench.batches(scenes, 64):
-        seen += bench.judge.read(as_pictures(render_batch(some)[0], "renders"))
+def judge(trial: Trial) -> list[Row]:
+    scenes, seen = trial.scenes(None), []
+    for _, some in trial.batches(scenes, 64):
+        seen += trial.judge.read(as_pictures(render_batch(some)[0], "renders"))
     verdicts = [obeys(found, scene) for found, scene in zip(seen, scenes)]
     placed = [v.objects and _in_place(found, scene) for v, found, scene in zip(verdicts, seen, scenes)]
-    run = f"renders, seed {bench.seed}"
+    run = f"renders, seed {trial.seed}"
     return [
         share(f"judge: colours, shapes, places within {PLACE:g} px", placed, run),
         share("judge: and relation", [p and v.relation for p, v in zip(placed, verdicts)], run),
@@ -36,100 +36,100 @@ def _in_place(found: list[Seen], scene: Scene) -> bool:
     return all(math.dist((s.x, s.y), places[s.colour, s.shape]) <= PLACE for s in found)
 
 
-def vae(bench: Bench) -> list[Row]:
-    scenes, decibels = bench.scenes(None), []
-    for _, some in bench.batches(scenes):
+def vae(trial: Trial) -> list[Row]:
+    scenes, decibels = trial.scenes(None), []
+    for _, some in trial.batches(scenes):
         pictures = as_pictures(render_batch(some)[0], "renders")
-        rebuilt = np.clip(np.asarray(bench.sd.vae.decode(bench.sd.vae.encode(pictures).mean)), -1.0, 1.0)
+        rebuilt = np.clip(np.asarray(trial.sd.vae.decode(trial.sd.vae.encode(pictures).mean)), -1.0, 1.0)
         error = np.mean((rebuilt - pictures).astype(np.float64) ** 2, axis=(1, 2, 3))
         decibels += list(10 * np.log10(2.0**2 / np.maximum(error, 1e-12)))  # the range of a picture is 2
     values = np.array(decibels[: len(scenes)])
-    return [mean("VAE: PSNR of fresh scenes", values, "dB", f"renders, seed {bench.seed}")]
+    return [mean("VAE: PSNR of fresh scenes", values, "dB", f"renders, seed {trial.seed}")]
 
 
-def clip(bench: Bench) -> list[Row]:
+def clip(trial: Trial) -> list[Row]:
     right: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
-    for scenes in _groups(bench):
+    for scenes in _groups(trial):
         pictures = as_pictures(render_batch(scenes)[0], "renders")
         for language, found in right.items():
-            similarity = bench.sd.similarity(pictures, [describe(scene, language) for scene in scenes])
+            similarity = trial.sd.similarity(pictures, [describe(scene, language) for scene in scenes])
             found += (np.argmax(similarity, axis=1) == np.arange(CAPTIONS)).tolist()
-    name, run = f"CLIP: its caption among {CAPTIONS}", f"renders, seed {bench.seed}"
+    name, run = f"CLIP: its caption among {CAPTIONS}", f"renders, seed {trial.seed}"
     among = [share(f"{name}, {language}", found, run) for language, found in right.items()]
     mistakes = {"a pair's relation from its reverse": reversed_relation,
                 "a pair's colours from swapped ones": swapped_colours}
     return among + [
         share(f"CLIP: {mistake}, {language}", told, run)
         for mistake, wrong in mistakes.items() for language in LANGUAGES
-        if (told := _told(bench, language, wrong))
+        if (told := _told(trial, language, wrong))
     ]
 
 
-def _told(bench: Bench, language: str, wrong: Callable[[Scene], Scene]) -> list[bool]:
+def _told(trial: Trial, language: str, wrong: Callable[[Scene], Scene]) -> list[bool]:
     """Whether each picture of two solids is closer to its caption than to a wrong one; by chance half are.
 
     What the text encoder cannot tell apart, no denoiser that listens to it can draw.
     """
     told: list[bool] = []
-    scenes = [scene for scene in bench.scenes(2) if wrong(scene) != scene]
-    for _, some in bench.batches(scenes, CAPTIONS):
+    scenes = [scene for scene in trial.scenes(2) if wrong(scene) != scene]
+    for _, some in trial.batches(scenes, CAPTIONS):
         captions = [describe(scene, language) for scene in (*some, *map(wrong, some))]
-        similarity = bench.sd.similarity(as_pictures(render_batch(some)[0], "renders"), captions)
+        similarity = trial.sd.similarity(as_pictures(render_batch(some)[0], "renders"), captions)
         told += (np.diagonal(similarity) > np.diagonal(similarity, len(some))).tolist()
     return told[: len(scenes)]
 
 
-def _groups(bench: Bench) -> Iterator[list[Scene]]:
+def _groups(trial: Trial) -> Iterator[list[Scene]]:
     """Groups of 64 scenes of which no two have the same caption, `prompts` scenes or a few more in all."""
     index = 0
-    for _ in range(math.ceil(bench.prompts / CAPTIONS)):
+    for _ in range(math.ceil(trial.prompts / CAPTIONS)):
         group: dict[str, Scene] = {}
         while len(group) < CAPTIONS:
-            scene = scene_at(bench.seed, SPLIT, index)
+            scene = scene_at(trial.seed, SPLIT, index)
             group.setdefault(describe(scene), scene)
             index += 1
         yield list(group.values())
 
 
-def one(bench: Bench) -> list[Row]:
-    verdicts, run = bench.verdicts(Drawing(1)), bench.how()
+def one(trial: Trial) -> list[Row]:
+    verdicts, run = trial.verdicts(Drawing(1)), trial.how()
     return [
         share("one object: colour and shape", [v.objects for v in verdicts], run),
         share("one object: and size", [v.sizes for v in verdicts], run),
     ]
 
 
-def two(bench: Bench) -> list[Row]:
-    return _pairs(bench, Drawing(2), "two objects")
+def two(trial: Trial) -> list[Row]:
+    return _pairs(trial, Drawing(2), "two objects")
 
 
-def held_out(bench: Bench) -> list[Row]:
-    return _pairs(bench, Drawing(2, held_out=True), "held-out pairs")
+def held_out(trial: Trial) -> list[Row]:
+    return _pairs(trial, Drawing(2, held_out=True), "held-out pairs")
 
 
-def _pairs(bench: Bench, drawing: Drawing, name: str) -> list[Row]:
-    verdicts, run = bench.verdicts(drawing), bench.how()
+def _pairs(trial: Trial, drawing: Drawing, name: str) -> list[Row]:
+    verdicts, run = trial.verdicts(drawing), trial.how()
     return [
         share(f"{name}: both colours and shapes", [v.objects for v in verdicts], run),
         share(f"{name}: and relation", [v.relation for v in verdicts], run),
     ]
 
 
-def turkish(bench: Bench) -> list[Row]:
-    return _against(bench, "Turkish", "English", {"language": "tr"}, bench.how())
+def turkish(trial: Trial) -> list[Row]:
+    return _against(trial, "Turkish", "English", {"language": "tr"}, trial.how())
 
 
-def fast(bench: Bench) -> list[Row]:
+def fast(trial: Trial) -> list[Row]:
     sampler, steps = FAST
-    name, usual = f"{steps} steps of {sampler}", f"{bench.steps} of {bench.sampler}"
-    return _against(bench, name, usual, {"fast": True}, bench.how(fast=True))
+    name, usual = f"{steps} steps of {sampler}", f"{trial.steps} of {trial.sampler}"
+    return _against(trial, name, usual, {"fast": True}, trial.how(fast=True))
 
 
-def _against(bench: Bench, name: str, usual: str, change: dict[str, Any], run: str) -> list[Row]:
+def _against(trial: Trial, name: str, usual: str, change: dict[str, Any], run: str) -> list[Row]:
     """One object and two, drawn in another way, and the difference from the usual way, picture by picture."""
 
     def right(solids: int, **how: Any) -> list[bool]:
-        return [verdict.objects for verdict in bench.verdicts(Drawing(solids, **how))]
+        return [verdict.objects for verdict in trial.verdicts(Drawing(solids, **how))]
 
     one, two = right(1, **change), right(2, **change)
     return [

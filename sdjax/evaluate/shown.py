@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from sdjax.evaluate.bench import SPLIT, Bench, Row, mean, share
+from sdjax.evaluate.trial import SPLIT, Row, Trial, mean, share
 from sdjax.images import as_pictures, shrunk
 from sdjax.toyworld import (
     COLOURS,
@@ -26,76 +26,76 @@ MARGIN = 6  # pixels between a solid and the edge of its hole
 REDRAW = 1.0  # the strength at which depth-to-image has nothing of the picture but its depth
 
 
-def inpaint(bench: Bench) -> list[Row]:
+def inpaint(trial: Trial) -> list[Row]:
     """One of two solids is cut out with a box, and another asked for in its place."""
     found, kept = [], []
-    for i, scene in enumerate(bench.scenes(2)):
+    for i, scene in enumerate(trial.scenes(2)):
         picture = as_pictures(render(scene)[0], "renders")
-        asked = changed(scene, scene_rng(bench.seed, SPLIT, i), ("colour", "shape"), first_only=True)
+        asked = changed(scene, scene_rng(trial.seed, SPLIT, i), ("colour", "shape"), first_only=True)
         box = hole_of(scene)
         mask = np.zeros(picture.shape[1:3], bool)
         mask[box] = True
-        drawn = bench.sd.inpaint(describe(asked), picture, mask, paste=False, **bench.settings(i))
+        drawn = trial.sd.inpaint(describe(asked), picture, mask, paste=False, **trial.settings(i))
         (rows, columns), wanted = box, asked.solids[0]
         found.append(any(
             (s.colour, s.shape) == (wanted.colour, wanted.shape)
             and columns.start <= s.x < columns.stop and rows.start <= s.y < rows.stop
-            for s in bench.judge.read(drawn)[0]
+            for s in trial.judge.read(drawn)[0]
         ))
-        rebuilt = np.clip(np.asarray(bench.sd.vae.decode(bench.sd.vae.encode(picture).mean)), -1.0, 1.0)
+        rebuilt = np.clip(np.asarray(trial.sd.vae.decode(trial.sd.vae.encode(picture).mean)), -1.0, 1.0)
         kept.append(psnr((drawn - picture)[:, ~mask]) - psnr((rebuilt - picture)[:, ~mask]))
-        bench.bar.update()
+        trial.bar.update()
     return [
-        share("inpainting: the object asked for is in the hole", found, bench.how()),
-        mean("inpainting: PSNR outside the hole, less the VAE's own", np.array(kept), "dB", bench.how()),
+        share("inpainting: the object asked for is in the hole", found, trial.how()),
+        mean("inpainting: PSNR outside the hole, less the VAE's own", np.array(kept), "dB", trial.how()),
     ]
 
 
-def depth(bench: Bench) -> list[Row]:
+def depth(trial: Trial) -> list[Row]:
     """MiDaS against the world's depth, in the order of pixels alone."""
     values = []
-    for scene in bench.scenes(None):
+    for scene in trial.scenes(None):
         picture, far = render(scene)
-        values.append(correlation(ranks(bench.sd.midas(picture)[0]), ranks(nearness(far))))
-    return [mean("MiDaS: rank correlation with true depth", np.array(values), "", f"renders, seed {bench.seed}")]
+        values.append(correlation(ranks(trial.sd.midas(picture)[0]), ranks(nearness(far))))
+    return [mean("MiDaS: rank correlation with true depth", np.array(values), "", f"renders, seed {trial.seed}")]
 
 
-def depth2img(bench: Bench) -> list[Row]:
+def depth2img(trial: Trial) -> list[Row]:
     """The depth of a scene with other colours asked for: are they there, and is the depth?"""
     right, followed, risen = [], [], []
-    for i, scene in enumerate(bench.scenes(None)):
+    for i, scene in enumerate(trial.scenes(None)):
         picture, far = render(scene)
         empty = nearness(render(dataclasses.replace(scene, solids=()))[1])
-        asked = changed(scene, scene_rng(bench.seed, SPLIT, i), ("colour",))
-        drawn = bench.sd.depth2img(describe(asked), picture, nearness(far), REDRAW, **bench.settings(i))
-        seen = bench.judge.read(drawn)[0]
+        asked = changed(scene, scene_rng(trial.seed, SPLIT, i), ("colour",))
+        drawn = trial.sd.depth2img(describe(asked), picture, nearness(far), REDRAW, **trial.settings(i))
+        seen = trial.judge.read(drawn)[0]
         right.append(sorted(s.colour for s in seen) == sorted(s.colour for s in asked.solids))
-        read = bench.sd.midas(drawn)[0]
+        read = trial.sd.midas(drawn)[0]
         followed.append(correlation(read, nearness(far)))
         risen.append(correlation(beyond(read, empty), beyond(nearness(far), empty)))
-        bench.bar.update()
+        trial.bar.update()
     return [
-        share("depth-to-image: the colours asked for", right, bench.how()),
-        mean("depth-to-image: correlation of depth, as MiDaS reads it", np.array(followed), "", bench.how()),
-        mean("depth-to-image: and of what stands on the floor", np.array(risen), "", bench.how()),
+        share("depth-to-image: the colours asked for", right, trial.how()),
+        mean("depth-to-image: correlation of depth, as MiDaS reads it", np.array(followed), "", trial.how()),
+        mean("depth-to-image: and of what stands on the floor", np.array(risen), "", trial.how()),
     ]
 
 
-def upscale(bench: Bench) -> list[Row]:
+def upscale(trial: Trial) -> list[Row]:
     """Pictures at a quarter of their size, drawn large again, against a bicubic filter."""
     ours, bicubic = [], []
-    for i, scene in enumerate(bench.scenes(None)):
+    for i, scene in enumerate(trial.scenes(None)):
         picture = as_pictures(render(scene)[0], "renders")
         small = shrunk(picture)
-        drawn = bench.sd.upscale(describe(scene), small, **bench.settings(i))
+        drawn = trial.sd.upscale(describe(scene), small, **trial.settings(i))
         plain = np.clip(np.asarray(jax.image.resize(small, picture.shape, "cubic")), -1.0, 1.0)
         ours.append(psnr(drawn - picture))
         bicubic.append(psnr(plain - picture))
-        bench.bar.update()
+        trial.bar.update()
     gain = np.array(ours) - np.array(bicubic)
     return [
-        mean("upscaling: PSNR", np.array(ours), "dB", bench.how()),
-        mean("upscaling: PSNR, more than bicubic", gain, "dB", bench.how()),
+        mean("upscaling: PSNR", np.array(ours), "dB", trial.how()),
+        mean("upscaling: PSNR, more than bicubic", gain, "dB", trial.how()),
     ]
 
 

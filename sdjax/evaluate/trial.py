@@ -45,7 +45,7 @@ class Drawing:
 
 
 @dataclass
-class Bench:
+class Trial:
     """The model on trial, the settings, and what has been drawn so far."""
 
     sd: StableDiffusion
