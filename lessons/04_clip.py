@@ -379,7 +379,7 @@ assert np.log(40) - np.log(5) > np.log(5)
 # %% [markdown]
 # With two solids and four relations in a caption there is even less to gain from shapes: colours alone then nearly
 # always tell the captions of a batch apart. The package's recipe (`training/clip.py`) therefore shows each picture also
-# its own caption with one word wrong.
+# its own caption with one word wrong. What the loss does not ask for is not learned.
 #
 # ## Which layer should the UNet read?
 #
@@ -417,10 +417,29 @@ show(figure, "Bars for the first nine places: of the last layer only the end tok
      "every row up to it has a say.")
 
 # %% [markdown]
-# Only the end token's row of the last layer was ever asked anything in training. The rows of the words, which the UNet
-# reads, are by-products there; one layer earlier each had a say. SD 1.x takes the last layer all the same. SD 2.x
-# stops at the *penultimate* one, and passes it through the final norm as if it were the last. In the package this is
-# a matter of configuration: its text encoder simply has one layer less than OpenCLIP's 24.
+# Only the end token's row of the last layer is ever asked anything by this loss. The rows of the words, which the UNet
+# reads, are by-products there; one layer earlier each had a say.
+#
+# A large model can afford that. Ours could not: asked by the contrastive loss alone, its "left of" and "right of" ended
+# as nearly the same row, and no training of the UNet brought a solid to the right side. So its recipe also asks the rows
+# of the words: each has to tell, through one linear layer, of the solid that was named last, how it looks and on which
+# side of the scene it stands.
+#
+# **Predict:** two sentences, "left of" in one, "right of" in the other. In which rows do they differ now?
+
+# %%
+sides = ["a red cube left of a blue sphere", "a red cube right of a blue sphere"]
+one, other = np.asarray(sd.text_encoder(sd.tokenizer(sides)))
+for word, apart, length in zip(["start", *sides[0].split(), "end", "pad"], np.linalg.norm(one - other, axis=-1),
+                               np.linalg.norm(one, axis=-1)):
+    print(f"{word:7} {apart:5.1f} apart, of length {length:.1f}")
+assert np.allclose(one[:4], other[:4], atol=1e-4)  # the mask is causal: nothing before the word can know
+assert np.linalg.norm(one[4] - other[4]) > 0.5 * np.linalg.norm(one[4])
+
+# %% [markdown]
+# SD 1.x takes the last layer all the same. SD 2.x stops at the *penultimate* one, and passes it through the final norm
+# as if it were the last. In the package this is a matter of configuration: its text encoder simply has one layer less
+# than OpenCLIP's 24.
 
 # %%
 shorter = sd.text_encoder.module

@@ -47,8 +47,6 @@ WRONG = ("shape", "shape", "shape", "colour", "colours", "relation", "size", "ti
 TOKENS = 32
 LOGIT_SCALE = float(np.log(1 / 0.07))  # the start of the learned temperature, arXiv:2103.00020 section 2.5
 MAX_LOGIT_SCALE = float(np.log(100.0))
-
-
 LOOKS = COLOURS + SHAPES
 
 
