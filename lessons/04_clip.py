@@ -421,9 +421,9 @@ show(figure, "Bars for the first nine places: of the last layer only the end tok
 # reads, are by-products there; one layer earlier each had a say.
 #
 # A large model can afford that. Ours could not: asked by the contrastive loss alone, its "left of" and "right of" ended
-# as nearly the same row, and no training of the UNet brought a solid to the right side. So its recipe also asks the rows
-# of the words: each has to tell, through one linear layer, of the solid that was named last, how it looks and on which
-# side of the scene it stands.
+# as nearly the same row, and no training of the UNet brought a solid to the right side. So its recipe also asks the
+# rows of the words: each has to tell, through one linear layer, of the solid that was named last, how it looks and on
+# which side of the scene it stands.
 #
 # **Predict:** two sentences, "left of" in one, "right of" in the other. In which rows do they differ now?
 

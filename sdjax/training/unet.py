@@ -57,7 +57,8 @@ def train(
     text_graph, text_parameters = nnx.split(text_encoder)
     scene = partial(scene_at, recipe.seed, "train")
     alone = np.array([len(scene(i).solids) == 1 for i in range(len(latents.mean))])
-    singles, pairs = np.flatnonzero(alone), np.flatnonzero(~alone)
+    kinds = np.flatnonzero(alone), np.flatnonzero(~alone)
+    singles, pairs = (found if found.size else np.arange(len(alone)) for found in kinds)  # a few scenes may lack one
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
