@@ -60,12 +60,12 @@ latent = sd.config.vae.scale * (posterior.mean + jnp.exp(0.5 * posterior.log_var
 small_mask = mask[None, ::8, ::8, None]  # [1, 16, 16, 1]; more of this below
 noise = samplers.noise(keys, 0, (16, 16, 4))
 plan = samplers.ddim_plan(sd.config.diffusion, steps)
-texts = sd.text_encoder(sd.tokenizer(["", prompt]))
 
 
-def predicted(unet, x, t, a):
-    """The foreseen picture and the noise in x, under guidance."""
-    empty, text = jnp.split(unet(jnp.concatenate([x, x]), jnp.array([t, t]), texts), 2)
+def predicted(model, x, t, a):
+    """The foreseen picture and the noise in x, under guidance; each model has a text encoder of its own."""
+    texts = model.text_encoder(model.tokenizer(["", prompt]))
+    empty, text = jnp.split(model.unet(jnp.concatenate([x, x]), jnp.array([t, t]), texts), 2)
     return diffusion.split_prediction(diffusion.guide(empty, text, guidance), x[..., :4], a, "v")
 
 
@@ -73,7 +73,7 @@ def blended(noisy):
     """A picture whose surroundings are put back after each step, with the noise that belongs there, or without."""
     x, walk = noise, []
     for i, (t, a, a_next) in enumerate(zip(plan.t, plan.a, plan.a_next)):
-        x0, eps = predicted(sd.unet, x, t, a)
+        x0, eps = predicted(sd, x, t, a)
         x = np.sqrt(a_next) * x0 + np.sqrt(1 - a_next) * eps  # DDIM, as ever
         share = a_next if noisy and i < steps - 1 else 1.0  # after the last step there is no noise left
         outside = np.sqrt(share) * latent + np.sqrt(1 - share) * noise
@@ -202,7 +202,7 @@ print("beside the latent:", list(beside.shape))
 
 x, walk9 = noise, []
 for t, a, a_next in zip(plan.t, plan.a, plan.a_next):
-    x0, eps = predicted(sd9.unet, jnp.concatenate([x, beside], axis=-1), t, a)
+    x0, eps = predicted(sd9, jnp.concatenate([x, beside], axis=-1), t, a)
     x = np.sqrt(a_next) * x0 + np.sqrt(1 - a_next) * eps
     walk9.append((t, x, x0))
 

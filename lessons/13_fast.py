@@ -218,7 +218,7 @@ show(figure, "Lines and seconds to compile against the number of steps: up for t
 # %%
 *_, last = sd.txt2img_steps(**asked)
 assert np.abs(last.pictures() - sd.txt2img(**asked)).max() < 1e-3
-took = medians({"scan": lambda: sd.txt2img(**asked), "steps": lambda: list(sd.txt2img_steps(**asked))[-1].latents}, 3)
+took = medians({"scan": lambda: sd.txt2img(**asked), "steps": lambda: list(sd.txt2img_steps(**asked))[-1].latents}, 2)
 print(f"the walk by steps takes {took['steps'] / took['scan']:.2f} times as long as the scan with the VAE after it")
 
 # %% [markdown]
@@ -246,12 +246,12 @@ exact, rounded = sd.unet(x, t, text), half.unet(x, t, text)
 error = float(jnp.sqrt(jnp.mean((rounded - exact) ** 2) / jnp.mean(exact**2)))
 print(f"relative error of a prediction: {error:.1%}")
 assert rounded.dtype == jnp.float32 and 0 < error < 0.1
-took = medians({"float32": lambda: sd.unet(x, t, text), "bfloat16": lambda: half.unet(x, t, text)})
+took = medians({"float32": lambda: sd.unet(x, t, text), "bfloat16": lambda: half.unet(x, t, text)}, 2)
 print(f"time on this machine: bfloat16 takes {took['bfloat16'] / took['float32']:.1f} times as long as float32")
 
 # %% [markdown]
 # Errors stay small because what must not be rounded is not: statistics of the norms, the logits and the softmax of
-# attention, and the sampler's arithmetic are float32 whatever the weights are. Faster it is only where the hardware
+# attention, the sampler's arithmetic and the whole VAE are float32 whatever the rest is. Faster it is only where the hardware
 # multiplies bfloat16 natively, as TPUs and recent GPUs do; many processors convert to float32 and back.
 
 # %%
