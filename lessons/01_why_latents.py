@@ -23,7 +23,7 @@ from flax import nnx
 from lesson import show
 
 import sdjax
-from sdjax import config, plots, unet
+from sdjax import bench, config, plots, unet
 from sdjax.attention import attend_chunked, attend_plain
 from sdjax.images import shrunk
 from sdjax.layers import conv3x3
@@ -202,18 +202,20 @@ def ask(graph, weights, x):
     return nnx.merge(graph, weights)(x, t, text)
 
 
-taken = {}
+taken, counted = {}, {}
 for name, side, channels in (("latents", 16, 4), ("pixels", 128, 3)):
     c = replace(shape, in_channels=channels, out_channels=channels)
     graph, shapes = nnx.split(nnx.eval_shape(lambda c=c: unet.UNet(c, rngs=nnx.Rngs(0))))
     weights = jax.tree.map(lambda leaf: random(leaf.shape).astype(np.float32) / 50, shapes)
     taken[name] = seconds(partial(ask, graph), weights, jnp.zeros((1, side, side, channels)), repeats=1)
+    counted[name] = bench.unet_flops(c, side, side)
     size = sum(leaf.size for leaf in jax.tree.leaves(weights))
     print(f"{name:8}{size:,} parameters, {taken[name]:8.4f} s a step, "
           f"{50 * 2 * taken[name]:6.1f} s a picture of 50 steps with guidance")
 assert not unet.rows(shape)[0].heads  # no attention at the finest level
-print(f"pixels take {taken['pixels'] / taken['latents']:.0f} times as long")
-assert taken["pixels"] > 20 * taken["latents"]
+print(f"pixels ask for {counted['pixels'] / counted['latents']:.0f} times as many operations"
+      f" and take {taken['pixels'] / taken['latents']:.0f} times as long")
+assert counted["pixels"] > 64 * counted["latents"] and taken["pixels"] > 5 * taken["latents"]
 
 # %% [markdown]
 # Counted, the convolutions take 64 times as long and the attention far longer. Measured it can be less, since a small

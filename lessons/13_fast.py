@@ -251,8 +251,8 @@ print(f"time on this machine: bfloat16 takes {took['bfloat16'] / took['float32']
 
 # %% [markdown]
 # Errors stay small because what must not be rounded is not: statistics of the norms, the logits and the softmax of
-# attention, the sampler's arithmetic and the whole VAE are float32 whatever the rest is. Faster it is only where the hardware
-# multiplies bfloat16 natively, as TPUs and recent GPUs do; many processors convert to float32 and back.
+# attention, the sampler's arithmetic and the whole VAE are float32 whatever the rest is. Faster it is only where the
+# hardware multiplies bfloat16 natively, as TPUs and recent GPUs do; many processors convert to float32 and back.
 
 # %%
 pair = [model.txt2img("a red sphere", steps=10, seed=3)[0] for model in (sd, half)]
