@@ -270,7 +270,7 @@ stages = {step: model(parameters).txt2img(kinds, steps=10, sampler="dpmpp_2m", g
           for step, parameters in kept.items()}
 show(plots.pictures([p for drawn in stages.values() for p in drawn],
                     [kind if i == 0 else f"{step} steps" for i, step in enumerate(stages) for kind in kinds],
-                    columns=8, side=1.1),
+                    columns=8, side=0.9),
      "Three rows of eight pictures, a column for each caption, after a third, two thirds and all of the training: "
      "blots of colour become solids on a floor.")
 
@@ -289,8 +289,8 @@ colour_of = np.array([kind.split()[1] for kind in kinds])
 right, coloured = int((seen == asked).sum()), int((colour_of[seen] == colour_of[asked]).sum())
 print(f"right caption: {right} of 32, by chance 4; right colour: {coloured} of 32, by chance 8")
 assert right > 8 and coloured > 16
-show(plots.pictures(drawn, [kinds[i] for i in asked], columns=8, side=1.1),
-     "Thirty-two pictures by the model of this lesson, four for each of eight captions.")
+show(plots.pictures(drawn[::2], [kinds[i] for i in asked[::2]], columns=8, side=1.0),
+     "Every second one of the pictures by the model of this lesson, two for each of eight captions.")
 
 # %% [markdown]
 # Without guidance the same network leans more on its noise than on the text:
