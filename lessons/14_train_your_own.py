@@ -238,7 +238,7 @@ assert 0.3 < untrained < 1.2
 
 # %%
 kept = {}
-STEPS = 190
+STEPS = 210
 recipe = Recipe(steps=STEPS, batch=32, learning_rate=2e-3, warmup=50, ema=0.98, save_every=STEPS // 3)
 average = fit(recipe, unet_start, unet_loss, unet_batch, run / "unet", name="unet",
               watch=lambda step, parameters: kept.update({step: parameters}))
@@ -269,8 +269,8 @@ def model(parameters):
 stages = {step: model(parameters).txt2img(kinds, steps=10, sampler="dpmpp_2m", guidance_scale=3.0, seed=1)
           for step, parameters in kept.items()}
 show(plots.pictures([p for drawn in stages.values() for p in drawn],
-                    [kind if i == 0 else f"{step} steps" for i, step in enumerate(stages) for kind in kinds],
-                    columns=8, side=0.9),
+                    [kind[2:] if i == 0 else f"{step} steps" for i, step in enumerate(stages) for kind in kinds],
+                    columns=8, side=1.0),
      "Three rows of eight pictures, a column for each caption, after a third, two thirds and all of the training: "
      "blots of colour become solids on a floor.")
 
@@ -289,7 +289,7 @@ colour_of = np.array([kind.split()[1] for kind in kinds])
 right, coloured = int((seen == asked).sum()), int((colour_of[seen] == colour_of[asked]).sum())
 print(f"right caption: {right} of 32, by chance 4; right colour: {coloured} of 32, by chance 8")
 assert right > 8 and coloured > 16
-show(plots.pictures(drawn[::2], [kinds[i] for i in asked[::2]], columns=8, side=1.0),
+show(plots.pictures(drawn[::2], [kinds[i][2:] for i in asked[::2]], columns=8, side=1.0),
      "Every second one of the pictures by the model of this lesson, two for each of eight captions.")
 
 # %% [markdown]
