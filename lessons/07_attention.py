@@ -219,9 +219,9 @@ def word_map(snapshot, image, token):
 
 average = np.array([[np.mean([word_map(s, i, k) for s in walk], axis=0) for k in range(len(words))] for i in range(4)])
 show(plots.pictures([pictures[0], *average[0]], ["the picture", *words], columns=7, side=1.5),
-     f"A picture of {prompt}, and a map of 8 x 8 places for each token: brighter where it is looked at more. The maps "
-     "of the colour and of the noun are bright where the solid stands, those of the start token and of the article "
-     "around it.")
+     f"A picture of {prompt}, and a map of 8 x 8 places for each token: brighter where it is looked at more. The map "
+     "of the noun is bright where the solid stands, those of the start token, the article and the size around it; "
+     "that of the colour is nearly the same in both.")
 
 # %% [markdown]
 # Nobody ever told the network where a sphere is in a training picture; it had captions alone. Is that so in the other
@@ -243,8 +243,9 @@ noun = words.index("sphere")
 assert np.mean(ratios, axis=0)[noun] > 1.5
 
 # %% [markdown]
-# A column for each picture: above 1 the word belongs to the solid, below 1 to its surroundings. Now over the steps, for
-# the noun:
+# A column for each picture: above 1 the word belongs to the solid, below 1 to its surroundings. The noun is the one
+# that counts, and it need not leave the colour to its neighbour: a row knows the words before it (lesson 4). Now over
+# the steps, for the noun:
 
 # %%
 chosen = [walk[i] for i in (0, 3, 7, 12, 19)]

@@ -6,7 +6,7 @@
 #
 # From nothing to a Stable Diffusion that draws what it is asked: pictures and captions, a tokenizer, an autoencoder,
 # CLIP, a denoiser, and the pipeline around them. It is the recipe of the weights that ship, stage by stage, on a world
-# of eight captions at 32 pixels, so that it is done in about a minute. Beside each stage stands the command that does
+# of eight captions at 32 pixels, so that it is done in two minutes. Beside each stage stands the command that does
 # the same at full size; all of them together are `make weights`, which takes hours (`weights/README.md` says how many).
 #
 # About 2 minutes and 1.6 GB on two cores.
