@@ -1,8 +1,8 @@
-"""Attention: softmax(q k^T / sqrt(d)) v, the whole at once or a chunk of queries at a time.
+"""Attention: softmax(q k^T / sqrt(d)) v, the whole at once, a chunk of queries at a time, or by the GPU's own kernel.
 
-"Attention Is All You Need", arXiv:1706.03762, equation 1. Both ways give the same numbers; they
+"Attention Is All You Need", arXiv:1706.03762, equation 1. All ways give the same numbers; they
 differ in memory. At 64x64 latents the logits of SD 1.5's finest level are 8 heads x 4096 x 4096
-floats, 0.5 GB a picture, of which the chunked way holds one slice for each picture.
+floats, 0.5 GB a picture, of which the chunked way holds one slice for each picture. `paths` says which is taken.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from sdjax import paths
 from sdjax.layers import Linear
 
-# More logits than this in one call, and the queries are taken in chunks: 64 MB in float32.
-MAX_LOGITS = 2**24
 CHUNK = 512
 
 
@@ -84,12 +83,18 @@ def _one_picture(
     return jax.lax.map(head, (chunks, k, v)).reshape(h, padded, d)[:, :n]
 
 
+def attend_cudnn(q: Array, k: Array, v: Array) -> Float[Array, "b h n d"]:
+    """The same by cuDNN's fused attention, in half precision with float32 logits; its heads stand behind its rows."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn").swapaxes(1, 2)
+
+
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Float[Array, "b h n d"]:
-    """Attention by whichever way fits: plain while the logits are few, chunked when they are many."""
-    b, h, n, _ = q.shape
-    if mask is None and b * h * n * k.shape[2] > MAX_LOGITS:
-        return attend_chunked(q, k, v)
-    return attend_plain(q, k, v, mask)
+    """Attention by the way that `paths` gives for this platform and shape."""
+    path = paths.attention(jax.default_backend(), q.shape, k.shape[2], q.dtype, masked=mask is not None)
+    if path == "cudnn":
+        return attend_cudnn(q, k, v)
+    return attend_chunked(q, k, v) if path == "chunked" else attend_plain(q, k, v, mask)
 
 
 class Attention(nnx.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sdjax import attention
+from sdjax import attention, paths
 from sdjax.attention import (
     Attention,
     attend,
@@ -77,7 +77,7 @@ def test_many_logits_are_taken_in_chunks_and_few_are_not(monkeypatch):
     taken = []
     monkeypatch.setattr(attention, "attend_chunked", lambda q, k, v: taken.append("chunked"))
     monkeypatch.setattr(attention, "attend_plain", lambda q, k, v, mask: taken.append("plain"))
-    monkeypatch.setattr(attention, "MAX_LOGITS", 2 * 3 * 5 * 7)
+    monkeypatch.setattr(paths, "MAX_LOGITS", 2 * 3 * 5 * 7)
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 7, 4)), jnp.zeros((2, 3, 7, 4)))
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 8, 4)), jnp.zeros((2, 3, 8, 4)))
     assert taken == ["plain", "chunked"]

@@ -1,0 +1,54 @@
+"""By which of several equal ways attention and convolutions are computed, decided by platform, shape and dtype.
+
+The numbers are the same up to rounding; the memory and the time are not. `SDJAX_PLAIN=1` in the environment takes the
+plain way everywhere: every logit at once, every convolution as XLA has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+
+PLAIN = os.environ.get("SDJAX_PLAIN", "") not in ("", "0")
+
+# More logits than this in one call, and the queries are taken in chunks: 64 MB in float32.
+MAX_LOGITS = 2**24
+# cuDNN's fused attention takes heads of at most so many numbers, in multiples of 8
+# (docs.nvidia.com/deeplearning/cudnn, "Scaled Dot Product Attention").
+CUDNN_HEAD = 128
+# A Winograd convolution saves multiplications and costs the transforms, so it wants many channels, and many tiles to
+# use a transformed kernel on. On 2 cores with AVX2 it took 0.33 to 0.77 of the direct one's time at 4,096 pixels and
+# more of 256 channels and more, 0.7 to 1 at 2,048 pixels, and up to twice as long below.
+WINOGRAD_CHANNELS = 256
+WINOGRAD_PIXELS = 2048  # of all pictures of the batch
+
+
+def attention(platform: str, q: tuple[int, ...], keys: int, dtype: jnp.dtype, masked: bool = False) -> str:
+    """"plain", "chunked" or "cudnn" for queries of shape [b, h, n, d] that look at so many keys."""
+    b, h, n, d = q
+    if PLAIN or masked:
+        return "plain"
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    if platform == "gpu" and half and d % 8 == 0 and d <= CUDNN_HEAD and cudnn_works():
+        return "cudnn"
+    return "chunked" if b * h * n * keys > MAX_LOGITS else "plain"
+
+
+def winograd(x: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether a CPU convolves [b, h, w, i] with [3, 3, i, o] by Winograd's way."""
+    many = min(kernel[2:]) >= WINOGRAD_CHANNELS and x[0] * x[1] * x[2] >= WINOGRAD_PIXELS
+    return many and jnp.dtype(dtype) == jnp.float32 and not PLAIN
+
+
+@functools.cache
+def cudnn_works() -> bool:
+    """Whether this GPU and its libraries have cuDNN's fused attention: asked once, of a small one."""
+    x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
+    try:
+        jax.block_until_ready(jax.nn.dot_product_attention(x, x, x, implementation="cudnn"))
+    except Exception:  # no such card, no such library, too old a one: each raises its own
+        return False
+    return True

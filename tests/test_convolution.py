@@ -1,0 +1,73 @@
+"""Winograd's convolution gives what the direct one gives, and is taken only where it pays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sdjax import convolution, paths
+from sdjax.layers import conv3x3
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def test_the_transforms_filter_a_row_of_numbers():
+    """F(4, 3) of arXiv:1509.09308 in one dimension, in float64: A^T [(G g) * (B^T d)] is the sliding product."""
+    of_data, of_kernel, of_output = map(np.array, (convolution.DATA, convolution.KERNEL, convolution.OUTPUT))
+    d, g = np.random.default_rng(0).standard_normal((2, 6))
+    found = of_output @ ((of_kernel @ g[:3]) * (of_data @ d))
+    assert np.allclose(found, np.correlate(d, g[:3], "valid"))
+
+
+@pytest.mark.parametrize("h, w", [(8, 8), (7, 9), (1, 1), (5, 12)])
+def test_winograd_equals_direct_whether_or_not_the_tiles_fit(h, w):
+    x, kernel = normal(0, 2, h, w, 6), normal(1, 3, 3, 6, 5)
+    expected = convolution.direct(x, kernel)
+    error = np.abs(convolution.winograd(x, kernel) - expected).max() / np.abs(expected).max()
+    assert error < 2e-5, error
+
+
+def test_gradients_are_the_same_through_tiles():
+    x, kernel = normal(0, 1, 6, 7, 4), normal(1, 3, 3, 4, 5)
+    slopes = lambda way: jax.grad(lambda x, k: (way(x, k) ** 2).sum(), argnums=(0, 1))(x, kernel)
+    for found, expected in zip(slopes(convolution.winograd), slopes(convolution.direct)):
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_wide_layer_takes_winograd_and_gives_the_same(monkeypatch):
+    monkeypatch.setattr(paths, "WINOGRAD_CHANNELS", 8)
+    monkeypatch.setattr(paths, "WINOGRAD_PIXELS", 64)
+    layer, x = conv3x3(8, 8, rngs=nnx.Rngs(0)), normal(0, 1, 8, 8, 8)
+    layer.bias[...] = normal(1, 8)
+    run = lambda: jax.jit(lambda x: layer(x))  # a new function, so that it is traced anew
+    tiled, text = run()(x), str(run().trace(x).jaxpr)
+    monkeypatch.setattr(paths, "PLAIN", True)
+    plain = run()(x)
+    assert "platform_index" in text and "platform_index" not in str(run().trace(x).jaxpr)
+    assert np.abs(tiled - plain).max() < 1e-5 * np.abs(plain).max()
+
+
+def test_paths_choose_by_shape_dtype_and_platform(monkeypatch):
+    wide, kernel = (2, 64, 64, 320), (3, 3, 320, 320)
+    assert paths.winograd(wide, kernel, jnp.float32)
+    assert not paths.winograd(wide, kernel, jnp.bfloat16)
+    assert not paths.winograd((2, 4, 4, 320), kernel, jnp.float32)  # too few tiles for the kernel's transform
+    assert not paths.winograd(wide, (3, 3, 320, 4), jnp.float32)
+    few, many = (2, 8, 64, 40), (2, 8, 4096, 40)
+    assert paths.attention("cpu", few, 64, jnp.float32) == "plain"
+    assert paths.attention("cpu", many, 4096, jnp.float32) == "chunked"
+    assert paths.attention("cpu", many, 4096, jnp.float32, masked=True) == "plain"
+    monkeypatch.setattr(paths, "cudnn_works", lambda: True)
+    assert paths.attention("gpu", many, 4096, jnp.bfloat16) == "cudnn"
+    assert paths.attention("gpu", many, 4096, jnp.float32) == "chunked"
+    assert paths.attention("gpu", (2, 8, 64, 160), 64, jnp.bfloat16) == "plain"  # heads too wide for cuDNN
+    monkeypatch.setattr(paths, "PLAIN", True)
+    assert paths.attention("gpu", many, 4096, jnp.bfloat16) == "plain"
+    assert not paths.winograd(wide, kernel, jnp.float32)
+
+
+def test_where_there_is_no_cudnn_it_is_not_taken():
+    assert jax.default_backend() == "gpu" or not paths.cudnn_works()
