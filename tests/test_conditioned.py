@@ -87,8 +87,22 @@ def test_a_stage_goes_on_with_a_model_and_leaves_a_model(tmp_path):
     made = sdjax.load(tmp_path / "run" / "inpaint" / "model")
     assert made.config.name == "tiny-inpaint" and made.config.unet.in_channels == 9
     assert (tmp_path / "run" / "inpaint" / "unet" / "000001.png").exists()
-    with pytest.raises(InputError, match="is tiny-inpaint, expected a model for text to image"):
+    conditioned.train_inpaint(tmp_path / "on", recipe, 2, tmp_path / "run" / "inpaint" / "model")  # one of its own kind
+    assert sdjax.load(tmp_path / "on" / "inpaint" / "model").config == made.config
+    with pytest.raises(InputError, match="is tiny-inpaint, expected tiny-depth or a model for text to image"):
         conditioned.train_depth(tmp_path / "run", recipe, 2, tmp_path / "run" / "inpaint" / "model")
+
+
+def test_squares_are_cut_alike_from_all_maps_where_most_is_to_be_seen():
+    shown = np.zeros((3, 8, 8, 2), np.float32)
+    shown[:, 5, 6] = 1.0
+    batch = {"mean": np.arange(3 * 64.0).reshape(3, 8, 8, 1), "beside": shown, "ids": np.zeros((3, 77), int)}
+    found = unet.squares(batch, 4, np.random.default_rng(0), tries=64)
+    assert set(found) == {"mean", "beside"}
+    for i in range(3):
+        assert found["beside"][i].sum() == 2.0  # the one spot is in every square
+        row, column = np.argwhere(found["beside"][i, ..., 0])[0]
+        assert found["mean"][i, row, column, 0] == batch["mean"][i, 5, 6, 0]
 
 
 def test_a_stage_says_what_must_come_first(tmp_path):

@@ -2,7 +2,8 @@
 
     RUN/inpaint/model   RUN/depth/model   RUN/upscale/model
 
-Each begins with a finished text-to-image model, by default RUN/model, whose tokenizer and text encoder it keeps.
+Each begins with a finished text-to-image model, by default RUN/model, whose tokenizer and text encoder it keeps; or it
+goes on with a model of its own kind.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ UPSCALE = dataclasses.replace(unet.RECIPE, steps=1800, decay=0.5, learning_rate=
 # How loud depth is from the first step on: a solid differs from the floor by a tenth of the channel's range, and where
 # the weights began at 0, as those of a hole do, the denoiser did not come to follow it.
 LOUD = 0.5
+# The upscaler learns from squares of so many latents a side, a quarter of a picture, where there is most to be seen.
+CROP = 16
 VAE_RECIPE = dataclasses.replace(vae.RECIPE, steps=1600, decay=0.4)
 
 
 def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, start: Path | None = None) -> None:
     """Goes on with a denoiser that now also sees a mask and the picture around the hole."""
-    base, folder = _base(run, start), run / "inpaint"
+    base, folder = _base(run, start, "tiny-inpaint"), run / "inpaint"
     config, (pictures, shown) = tiny_inpaint(base.config), _world(run, scenes)
     beside = kept(folder / "holes.safetensors", lambda: conditions.holes(
         base.vae.module, config.vae.scale, shown, pictures, recipe.seed
@@ -50,9 +53,11 @@ def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, sta
 
 def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: Path | None = None) -> None:
     """Trains MiDaS on true depth, then goes on with a denoiser that also sees the depth."""
-    base, folder = _base(run, start), run / "depth"
+    base, folder = _base(run, start, "tiny-depth"), run / "depth"
     config, (pictures, shown) = tiny_depth(base.config), _world(run, scenes)
     path = folder / "depth_estimator.safetensors"
+    if base.depth_estimator and not path.exists():
+        write_module(path, base.depth_estimator.module)
     if not path.exists():
         true = kept(folder / "true.safetensors", lambda: np.stack(
             [nearness(render(scene)[1]).astype(np.float16) for scene in shown]
@@ -73,9 +78,11 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
 
 def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, start: Path | None = None) -> None:
     """Trains an autoencoder of f = 4, then from nothing a denoiser that also sees the small picture."""
-    base, folder = _base(run, start), run / "upscale"
+    base, folder = _base(run, start, "tiny-upscaler"), run / "upscale"
     config, (pictures, _) = tiny_upscaler(base.config), _world(run, scenes)
     path = folder / "vae.safetensors"
+    if base.config.low_res and not path.exists():
+        write_module(path, base.vae.module)
     if not path.exists():
         write_module(path, vae.train(config.vae, pictures, folder / "vae", VAE_RECIPE))
     coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
@@ -84,14 +91,15 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
     _train(base, config, run, folder, recipe, pictures, data.to_float(shrunk(pictures)), vae=VAENetwork.of(coder))
 
 
-def _base(run: Path, start: Path | None) -> StableDiffusion:
-    """The model to begin with; InputError unless it is one for text to image at the world's size."""
+def _base(run: Path, start: Path | None, name: str) -> StableDiffusion:
+    """The model to begin with; InputError unless it is one for text to image at the world's size, or of this name."""
     folder = start or run / "model"
     if start is None and not folder.exists():
         raise InputError(f"{folder}: not there yet; run `sdjax train unet` first, or give --start MODEL")
     base = load(folder)
-    if base.config.unet.in_channels != base.config.vae.latent_channels or base.config.image_size != 128:
-        raise InputError(f"{folder}: is {base.config.name}, expected a model for text to image of 128 pixels")
+    from_text = base.config.unet.in_channels == base.config.vae.latent_channels
+    if not (from_text or base.config.name == name) or base.config.image_size != 128:
+        raise InputError(f"{folder}: is {base.config.name}, expected {name} or a model for text to image of 128 pixels")
     return base
 
 
@@ -106,7 +114,10 @@ def _train(
     """Trains the denoiser of `config` beside the base's other parts, and writes the whole to `folder`/model."""
     parts = {"vae": base.vae} | parts
     latents = latents_of(folder / "latents.safetensors", parts["vae"].module, pictures)
-    begun = None if config.low_res else conditions.widened(base.unet.module, config.unet, loud)
+    if base.unet.config == config.unet:
+        begun = base.unet.module
+    else:
+        begun = None if config.low_res else conditions.widened(base.unet.module, config.unet, loud)
 
     def assembled(denoiser: UNet) -> StableDiffusion:
         own = dataclasses.replace(config, vision=None)
@@ -115,6 +126,7 @@ def _train(
     trained = unet.train(
         config.unet, config.diffusion, base.text_encoder.module, base.tokenizer, latents, config.vae.scale,
         folder / "unet", recipe, start=begun, beside=beside, low_res=config.low_res,
+        crop=CROP if config.low_res else None,
         watch=lambda step, denoiser: _draw(assembled(denoiser), folder / "unet" / f"{step:06}.png"),
     )
     native.save(assembled(trained), folder / "model", "float16", replace=True)

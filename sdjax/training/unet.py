@@ -42,16 +42,34 @@ def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
     return Posterior(*(np.concatenate(x) for x in zip(*parts)))
 
 
+def squares(batch: dict[str, np.ndarray], side: int, rng: np.random.Generator, tries: int = 4) -> dict[str, np.ndarray]:
+    """Of each picture of a batch a square of `side` cells: of a few at random the one with most to be seen.
+
+    Most of a scene is floor and sky, which hardly change from left to right, and from which little is learned.
+    """
+    maps = {name: array for name, array in batch.items() if array.ndim == 4}
+    shown = maps["beside"]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in maps}
+    for i in range(len(shown)):
+        corners = rng.integers(np.array(shown.shape[1:3]) - side + 1, size=(tries, 2))
+        places = [(i, slice(top, top + side), slice(left, left + side)) for top, left in corners]
+        best = max(places, key=lambda place: float(np.abs(np.diff(shown[place], axis=1)).sum()))
+        for name, array in maps.items():
+            found[name].append(array[best])
+    return {name: np.stack(cut) for name, cut in found.items()}
+
+
 def train(
     config: UNetConfig, diffusion: DiffusionConfig, text_encoder: TextEncoder, tokenizer: Tokenizer,
     latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
     watch: Callable[[int, UNet], None] | None = None, start: UNet | None = None, beside: np.ndarray | None = None,
-    low_res: DiffusionConfig | None = None,
+    low_res: DiffusionConfig | None = None, crop: int | None = None,
 ) -> UNet:
     """The trained denoiser; `latents` are the unscaled posteriors of scenes 0 to n of the training split.
 
     `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with; `beside`
-    [n, h, w, k] are the channels that it sees beside the latents, noised by the schedule `low_res` where there is one.
+    [n, h, w, k] are the channels that it sees beside the latents, noised by the schedule `low_res` where there is one;
+    with `crop` it learns from squares of that side.
     """
     graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
@@ -67,7 +85,9 @@ def train(
         said = captions([scene(int(r)) for r in rows], rng)
         kept = ["" if rng.random() < DROP else caption for caption in said]
         batch = {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}
-        return batch if beside is None else batch | {"beside": beside[rows]}
+        if beside is not None:
+            batch["beside"] = beside[rows]
+        return batch if crop is None else batch | squares(batch, crop, rng)
 
     def loss(parameters, text_parameters, batch, key):
         of_latent, of_noise, of_time = jax.random.split(key, 3)
