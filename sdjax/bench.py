@@ -2,7 +2,7 @@
 
 Times on a shared machine say little alone. So everything is measured in turns in one run, each with its median and
 range, and work is counted from the configuration: 2 operations for each multiplication and addition of a convolution,
-a matrix product or attention; norms and activations are left out.
+a matrix product or attention, whichever way it takes; norms and activations are left out.
 """
 
 from __future__ import annotations
