@@ -54,8 +54,8 @@ show(plots.pictures([picture, far, near], ["the picture", "far: depth", "near: i
 column = 2  # at the left edge, where nothing stands
 floor = np.arange(128)[near[:, column] > 0][2:]  # without the rows that still see some sky
 figure = plots.figure(8, 2.8)
-for i, (name, values) in enumerate((("far", far), ("near", near))):
-    axes = figure.add_subplot(1, 2, i + 1, xlabel="row of the picture", title=f"{name}, along a column of floor")
+for i, (name, values, unit) in enumerate((("far", far, "depth"), ("near", near, "inverse depth"))):
+    axes = figure.add_subplot(1, 2, i + 1, xlabel="row of the picture", ylabel=unit, title=f"{name}, along a column")
     axes.plot(floor, values[floor, column])
 show(figure, "Two curves over the rows of the picture: depth falls in a bend, inverse depth rises in a straight "
      "line.")

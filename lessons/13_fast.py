@@ -10,7 +10,7 @@
 # for a TPU on a machine that has none.
 #
 # Times differ from machine to machine and from minute to minute. So this lesson asserts what holds anywhere: which of
-# two is larger, how many programs there are, how many bytes one needs. About 60 seconds and 2 GB on two cores.
+# two is larger, how many programs there are, how many bytes one needs. Under two minutes and 2 GB on two cores.
 #
 # The processor pretends to be eight devices where this is said before JAX starts:
 
@@ -255,7 +255,19 @@ print(f"time on this machine: bfloat16 takes {took['bfloat16'] / took['float32']
 # hardware multiplies bfloat16 natively, as TPUs and recent GPUs do; many processors convert to float32 and back.
 
 # %%
-pair = [model.txt2img("a red sphere", steps=10, seed=3)[0] for model in (sd, half)]
+def drawn(unet, steps=10, scale=3.0):
+    """A picture by the program of `unet` that is compiled already; `text` is the empty one and the prompt."""
+    plan, x = samplers.ddim_plan(sd.config.diffusion, steps), samplers.noise(samplers.image_keys(3, 0, 1), 0, x_shape)
+    for step, a, a_next in zip(plan.t, plan.a, plan.a_next):
+        v = unet(jnp.concatenate([x, x]), jnp.full(2, step), text)
+        v = diffusion.guide(v[:1], v[1:], scale)
+        x0, eps = np.sqrt(a) * x - np.sqrt(1 - a) * v, np.sqrt(a) * v + np.sqrt(1 - a) * x
+        x = np.sqrt(a_next) * x0 + np.sqrt(1 - a_next) * eps
+    return sd.to_pictures(x)[0]
+
+
+x_shape = x.shape[1:]
+pair = [drawn(model.unet) for model in (sd, half)]
 show(plots.pictures([*pair, np.abs(pair[0] - pair[1]).max(-1)], ["float32", "bfloat16", "difference"]),
      "The prompt a red sphere drawn in float32 and in bfloat16, which are hard to tell apart, and their difference.")
 
@@ -321,7 +333,9 @@ took = medians({name: partial(jax.jit(way), q, k, v) for name, way in ways.items
 print("time at 1024 queries:", ", ".join(f"{name} {t / took['plain']:.1f}" for name, t in took.items()))
 
 # %% [markdown]
-# `attention.attend` in the package chooses: plain while the logits are few, chunked where they are many.
+# `attention.attend` in the package takes what `paths.attention` says: plain while the logits are few, chunked where
+# they are many, and on a GPU the kernel of its library, which streams. `paths` also says where a 3x3 convolution
+# takes a quarter of the multiplications (`convolution.py`, Winograd).
 #
 # ## A batch over eight devices
 #

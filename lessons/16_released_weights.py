@@ -226,7 +226,8 @@ for part in ("text encoder", "VAE", "UNet"):
     widths = np.array([4 * parameters[name][part] / 1e9 for name in ("sd1", "sd2")])
     axes.barh(["SD 1.x", "SD 2.x"], widths, left=left, label=part)
     left += widths
-axes.legend(loc="lower right")
+axes.set_xlim(right=7)  # room for the names
+axes.legend(loc="center right")
 show(figure, "Two bars of gigabytes, SD 1.x and SD 2.x, cut into text encoder, VAE and UNet; the UNet is most of each.")
 
 # %% [markdown]

@@ -32,7 +32,14 @@ INDEX = """# Lessons
 `make notebook` opens them in the browser, `make lessons` runs them all. Each stands alone, on the weights that ship
 with the project, and ends with exercises that say what is wrong with an answer; solutions are in
 [`solutions/`](solutions). `NN_name.py` is the source, from which `python lessons/build.py` makes the notebook, this
-page and its pictures. Times are those of the machine that made them, 2 cores of an AMD EPYC (02 and 03: of a Xeon).
+page and its pictures. On Colab, put this cell first, with the address that you have the project from:
+
+```
+!git clone --depth 1 ADDRESS sdjax && pip install --quiet "./sdjax[lessons]"
+%cd sdjax/lessons
+```
+
+Times are those of the machine that made them, 2 cores of an AMD EPYC.
 
 | | lesson | time |
 |---|---|---|
