@@ -96,14 +96,12 @@ def in_turns(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def bench(
-    sd: StableDiffusion, *, size: tuple[int, int] | None = None, batch: int = 2, steps: int = 20, rounds: int = 5,
-    others: dict[str, Callable[[], Any]] | None = None,
+    sd: StableDiffusion, *, size: tuple[int, int] | None = None, batch: int = 2, steps: int = 20, rounds: int = 5
 ) -> dict[str, Any]:
     """The figures of a model as {"settings": {...}, "rows": [...]}, ready for JSON.
 
     A row has a name, seconds (median, least, most), and where they mean something compile_seconds, gflops of work,
-    gflop_per_second and share_of_matmul, scratch_bytes and peak_bytes. `others` are measured in turn with these: the
-    same UNet step in another library, say.
+    gflop_per_second and share_of_matmul, scratch_bytes and peak_bytes. tests/benchmarks/peers.py has other libraries.
     """
     f, dtype = sd.config.vae.factor, jax.tree.leaves(sd.unet.state)[0].dtype
     options = dict(zip(("height", "width"), size or (sd.config.image_size,) * 2)) | {"steps": steps}
@@ -124,11 +122,11 @@ def bench(
 
     taken = in_turns(
         {"matrix product": lambda: multiply(square), "UNet step": lambda: program(sd.unet.state, x, t, text),
-         **(others or {}), "picture": lambda: sd.txt2img("a red cube", **options)}, rounds,
+         "picture": lambda: sd.txt2img("a red cube", **options)}, rounds,
     )
     of_step = batch * unet_flops(sd.config.unet, height, width)
     of_picture = 2 * steps * unet_flops(sd.config.unet, height, width)  # two predictions a step; not text and VAE
-    work = {"matrix product": 2 * PRODUCTS * MATRIX**3, "picture": of_picture}
+    work = {"matrix product": 2 * PRODUCTS * MATRIX**3, "UNet step": of_step, "picture": of_picture}
     middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
     rate = work["matrix product"] / middle["matrix product"]
     of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -139,9 +137,9 @@ def bench(
         "picture": {"compile_seconds": max(first - middle["picture"], 0.0), "peak_bytes": peak},
     }
     found = [
-        {"name": name, "seconds": [middle[name], min(seconds), max(seconds)], "gflops": work.get(name, of_step) / 1e9,
-         "gflop_per_second": work.get(name, of_step) / middle[name] / 1e9,
-         "share_of_matmul": work.get(name, of_step) / middle[name] / rate, **own.get(name, {})}
+        {"name": name, "seconds": [middle[name], min(seconds), max(seconds)], "gflops": work[name] / 1e9,
+         "gflop_per_second": work[name] / middle[name] / 1e9,
+         "share_of_matmul": work[name] / middle[name] / rate, **own.get(name, {})}
         for name, seconds in taken.items()
     ]
     settings = {"model": sd.config.name, "dtype": str(dtype), "height": f * height, "width": f * width, "batch": batch,

@@ -11,6 +11,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PLAIN = os.environ.get("SDJAX_PLAIN", "") not in ("", "0")
 
@@ -46,9 +47,11 @@ def winograd(x: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> b
 @functools.cache
 def cudnn_works() -> bool:
     """Whether this GPU and its libraries have cuDNN's fused attention: asked once, of a small one."""
-    x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
     try:
-        jax.block_until_ready(jax.nn.dot_product_attention(x, x, x, implementation="cudnn"))
+        # The question comes while another program is being traced, of which the small one must not become a part.
+        with jax.ensure_compile_time_eval():
+            x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
+            np.asarray(jax.nn.dot_product_attention(x, x, x, implementation="cudnn"))
     except Exception:  # no such card, no such library, too old a one: each raises its own
         return False
     return True

@@ -69,5 +69,20 @@ def test_paths_choose_by_shape_dtype_and_platform(monkeypatch):
     assert not paths.winograd(wide, kernel, jnp.float32)
 
 
-def test_where_there_is_no_cudnn_it_is_not_taken():
-    assert jax.default_backend() == "gpu" or not paths.cudnn_works()
+@pytest.fixture
+def unasked():
+    paths.cudnn_works.cache_clear()
+    yield
+    paths.cudnn_works.cache_clear()
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there may be a cuDNN")
+def test_where_there_is_no_cudnn_it_is_not_taken(unasked):
+    assert not paths.cudnn_works()
+
+
+def test_asking_for_cudnn_leaves_nothing_in_the_program_that_asks(unasked, monkeypatch):
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: q + k + v)  # as on a GPU
+    asked = []
+    text = str(jax.jit(lambda x: asked.append(paths.cudnn_works()) or x).trace(jnp.ones(1)).jaxpr)
+    assert asked == [True] and "bf16" not in text
