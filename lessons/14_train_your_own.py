@@ -303,7 +303,7 @@ show(plots.pictures(drawn[:16], [kinds[i][2:] for i in asked[:16]], columns=8, s
      "The first sixteen of the pictures by the model of this lesson, two for each of eight captions.")
 
 # %% [markdown]
-# Without guidance the same network leans more on its noise than on the text:
+# Is it guidance that makes the pictures obey, or would the text alone do? The same network without it:
 
 # %%
 plain = four_each(1.0)

@@ -5,16 +5,17 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import DEPTH, OPENCLIP, model
+from small_models import DEPTH, OPENCLIP, UPSCALER, model
 
 import sdjax
 from sdjax.config import inpainting
 from sdjax.errors import InputError
 from sdjax.images import shrunk
 from sdjax.toyworld import nearness, render, render_batch, scene_at, screen_box
-from sdjax.training import conditioned, unet
+from sdjax.training import conditioned, unet, vae
 from sdjax.training.conditions import depths, hole, holes, widened
 from sdjax.training.midas import invariant_loss
+from sdjax.vae import Posterior
 
 # f = 8, as the small model: pictures of the world are 128 pixels wide.
 BASE = dataclasses.replace(OPENCLIP, image_size=128, vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 4, 8)))
@@ -91,6 +92,34 @@ def test_a_stage_goes_on_with_a_model_and_leaves_a_model(tmp_path):
     assert sdjax.load(tmp_path / "on" / "inpaint" / "model").config == made.config
     with pytest.raises(InputError, match="is tiny-inpaint, expected tiny-depth or a model for text to image"):
         conditioned.train_depth(tmp_path / "run", recipe, 2, tmp_path / "run" / "inpaint" / "model")
+
+
+def test_an_upscaler_goes_on_with_its_own_autoencoder_and_denoiser(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(unet, "train", lambda *parts, start, **options: begun.append(start) or start)
+    monkeypatch.setattr(vae, "train", lambda *parts: pytest.fail("there is an autoencoder already"))
+    base = model(dataclasses.replace(UPSCALER, name="tiny-upscaler", image_size=128))
+    sdjax.save(base, tmp_path / "base")
+    conditioned.train_upscale(tmp_path / "on", scenes=2, start=tmp_path / "base")
+    made = sdjax.load(tmp_path / "on" / "upscale" / "model")
+    assert made.config.unet == base.config.unet and made.config.low_res == base.config.low_res
+    kernel = base.unet.module.conv_in.kernel[...]
+    assert np.array_equal(begun[0].conv_in.kernel[...], kernel)
+    assert np.allclose(made.unet.module.conv_in.kernel[...], kernel, rtol=1e-3)  # kept in half precision
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_captions_are_those_of_the_latents_whatever_the_seed(tmp_path, monkeypatch, seed):
+    batches, said = [], []
+    fit = lambda recipe, start, loss, batch_at, *rest, **options: batches.append(batch_at(0)) or start
+    monkeypatch.setattr(unet, "fit", fit)
+    monkeypatch.setattr(unet, "captions", lambda scenes, rng: said.extend(scenes) or ["a cube"] * len(scenes))
+    sd, numbers = model(OPENCLIP), np.broadcast_to(np.arange(50.0)[:, None, None, None], (50, 4, 4, 4))
+    unet.train(
+        sd.config.unet, sd.config.diffusion, sd.text_encoder.module, sd.tokenizer, Posterior(numbers, numbers), 1.0,
+        tmp_path, dataclasses.replace(unet.RECIPE, seed=seed), start=sd.unet.module,
+    )
+    assert said == [scene_at(0, "train", int(row)) for row in batches[0]["mean"][:, 0, 0, 0]]
 
 
 def test_squares_are_cut_alike_from_all_maps_where_most_is_to_be_seen():

@@ -89,7 +89,8 @@ def sweep(
 Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]
 StepsOf = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.")]
 Scenes = Annotated[int | None, typer.Option(help="Scenes in the training set; default: the recipe's.")]
-Start = Annotated[Path | None, typer.Option(help="Begin with the networks of this model.")]
+Start = Annotated[Path | None, typer.Option(help="Begin with the networks of this model; give another --seed, too.")]
+Seed = Annotated[int, typer.Option(help="Of the first weights, the order of scenes, the words and the noise.")]
 RUN = Path("runs/tiny")
 
 
@@ -100,54 +101,62 @@ def train_tokenizer(run: Run = RUN) -> None:
 
 
 @train.command("clip")
-def train_clip(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
+def train_clip(
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
+) -> None:
     """Train the text and image encoders: each picture must find its caption."""
-    _stage("clip", run, steps, scenes, start)
+    _stage("clip", run, steps, scenes, start, seed)
 
 
 @train.command("vae")
-def train_vae(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None) -> None:
+def train_vae(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, seed: Seed = 0) -> None:
     """Train the autoencoder."""
-    _stage("vae", run, steps, scenes)
+    _stage("vae", run, steps, scenes, seed=seed)
 
 
 @train.command("unet")
 def train_unet(
-    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
 ) -> None:
     """Train the denoiser on what the other parts give, and put the model together in RUN/model."""
-    _stage("unet", run, steps, scenes, start)
+    _stage("unet", run, steps, scenes, start, seed)
 
 
 @train.command("inpaint")
-def train_inpaint(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
+def train_inpaint(
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
+) -> None:
     """Go on with the denoiser of RUN/model, or of --start, so that it fills holes: RUN/inpaint/model."""
-    _stage("inpaint", run, steps, scenes, start)
+    _stage("inpaint", run, steps, scenes, start, seed)
 
 
 @train.command("depth")
-def train_depth(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
+def train_depth(
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
+) -> None:
     """Train MiDaS on the world's depth, and the denoiser to follow it: RUN/depth/model."""
-    _stage("depth", run, steps, scenes, start)
+    _stage("depth", run, steps, scenes, start, seed)
 
 
 @train.command("upscale")
-def train_upscale(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None) -> None:
+def train_upscale(
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
+) -> None:
     """Train the x4 upscaler, 32 to 128 pixels: RUN/upscale/model."""
-    _stage("upscale", run, steps, scenes, start)
+    _stage("upscale", run, steps, scenes, start, seed)
 
 
 @train.command("judge")
-def train_judge(run: Run = RUN, steps: StepsOf = None) -> None:
+def train_judge(run: Run = RUN, steps: StepsOf = None, seed: Seed = 0) -> None:
     """Train the judge, which reads colour, shape and place back from pictures."""
-    _stage("judge", run, steps)
+    _stage("judge", run, steps, seed=seed)
 
 
 def _stage(
-    name: str, run: Path, steps: int | None = None, scenes: int | None = None, start: Path | None = None
+    name: str, run: Path, steps: int | None = None, scenes: int | None = None, start: Path | None = None, seed: int = 0
 ) -> None:
     common.prepare()
     from sdjax.training import stages
 
-    stages.run_stage(name, run, steps, scenes, start)
+    stages.run_stage(name, run, steps, scenes, start, seed)
     print(run)

@@ -32,11 +32,10 @@ from sdjax.toyworld import (
     is_held_out,
     named_last,
     reversed_relation,
-    scene_at,
     swapped_colours,
 )
 from sdjax.toyworld.scene import pick
-from sdjax.training.data import captions, step_rng, to_float
+from sdjax.training.data import captions, step_rng, to_float, train_scene
 from sdjax.training.loop import Recipe, fit
 
 RECIPE = Recipe(steps=1500, batch=64, learning_rate=1e-3, warmup=100, weight_decay=0.05)
@@ -148,7 +147,7 @@ def train(
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
         rows = np.sort(rng.choice(len(pictures), size=recipe.batch, replace=False))
-        scenes = [scene_at(recipe.seed, "train", int(r)) for r in rows]
+        scenes = [train_scene(int(r)) for r in rows]
         right, wrong = right_and_wrong(scenes, rng)
         ids = tokenizer(right + wrong)[:, :TOKENS]
         assert (ids == tokenizer.end_id).any(axis=1).all(), "a caption is longer than TOKENS"

@@ -79,7 +79,8 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
 def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, start: Path | None = None) -> None:
     """Trains an autoencoder of f = 4, then from nothing a denoiser that also sees the small picture."""
     base, folder = _base(run, start, "tiny-upscaler"), run / "upscale"
-    config, (pictures, _) = tiny_upscaler(base.config), _world(run, scenes)
+    config = base.config if base.config.low_res else tiny_upscaler(base.config)
+    pictures, _ = _world(run, scenes)
     path = folder / "vae.safetensors"
     if base.config.low_res and not path.exists():
         write_module(path, base.vae.module)
@@ -104,7 +105,7 @@ def _base(run: Path, start: Path | None, name: str) -> StableDiffusion:
 
 
 def _world(run: Path, scenes: int) -> tuple[np.ndarray, list[Any]]:
-    return data.pictures(run / "data", "train", scenes), [scene_at(0, "train", i) for i in range(scenes)]
+    return data.pictures(run / "data", "train", scenes), [data.train_scene(i) for i in range(scenes)]
 
 
 def _train(

@@ -14,6 +14,11 @@ from sdjax.toyworld import Scene, caption, render, scene_at
 LANGUAGES = ("en", "tr")
 
 
+def train_scene(i: int) -> Scene:
+    """Scene i of the training split: the same for every recipe, whatever its seed."""
+    return scene_at(0, "train", i)
+
+
 def pictures(folder: Path, split: str, count: int, seed: int = 0, size: int = 128) -> np.ndarray:
     """Scenes 0 to count of a split as uint8 [count, size, size, 3], mapped from a file that is made if need be."""
     if count < 1:

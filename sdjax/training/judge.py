@@ -10,9 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from sdjax.toyworld import COLOURS, SHAPES, SIZES, Scene, scene_at
+from sdjax.toyworld import COLOURS, SHAPES, SIZES, Scene
 from sdjax.toyworld.judge import CELL, SIZE, Detector, Judge, middle
-from sdjax.training.data import step_rng, to_float
+from sdjax.training.data import step_rng, to_float, train_scene
 from sdjax.training.loop import Recipe, fit
 
 RECIPE = Recipe(steps=1800, batch=32, learning_rate=2e-3, warmup=100, decay=0.5, ema=0.99)
@@ -28,7 +28,7 @@ def train(pictures: np.ndarray, folder: Path, recipe: Recipe = RECIPE) -> Judge:
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
         rows = rng.integers(len(pictures), size=recipe.batch)
-        scenes = [scene_at(recipe.seed, "train", int(r)) for r in rows]
+        scenes = [train_scene(int(r)) for r in rows]
         return {"pictures": spoil(to_float(pictures[rows]), rng)} | answers(scenes)
 
     def loss(parameters, _, batch, key):

@@ -39,16 +39,19 @@ MERGES = 200  # the captions hold 222 pairs to join; the rarest stay apart, so t
 
 
 def run_stage(
-    name: str, run: Path, steps: int | None = None, scenes: int | None = None, start: Path | None = None
+    name: str, run: Path, steps: int | None = None, scenes: int | None = None, start: Path | None = None, seed: int = 0
 ) -> None:
     """Runs one stage by name, with other numbers of steps or scenes than its recipe's where given.
 
-    `start` is a model whose networks the stage begins with. Raises InputError for a number below 1, or
+    `start` is a model whose networks the stage begins with; with the `seed` that they were trained with it would show
+    them the same batches again. Raises InputError for a number below 1, or
     where an earlier stage has not left its part in `run`.
     """
     for what, number in (("steps", steps), ("scenes", scenes)):
         if number is not None and number < 1:
             raise InputError(f"{what}: found {number}, expected at least 1")
+    if seed < 0:
+        raise InputError(f"seed: found {seed}, expected at least 0")
     if name == "tokenizer":
         return train_tokenizer(run)
     train, recipe, most = {
@@ -59,14 +62,14 @@ def run_stage(
         "depth": (partial(conditioned.train_depth, start=start), conditioned.DEPTH, conditioned.SCENES),
         "upscale": (partial(conditioned.train_upscale, start=start), conditioned.UPSCALE, conditioned.SCENES),
     }[name]
-    train(run, dataclasses.replace(recipe, steps=steps or recipe.steps), scenes or most)
+    train(run, dataclasses.replace(recipe, steps=steps or recipe.steps, seed=seed), scenes or most)
 
 
 def train_tokenizer(run: Path) -> None:
     """Learns merges from captions of the training scenes in both languages: RUN/tokenizer.json."""
     run.mkdir(parents=True, exist_ok=True)
     corpus = (
-        caption(scene_at(0, "train", i), data.step_rng(0, i), language)
+        caption(data.train_scene(i), data.step_rng(0, i), language)
         for i in range(CORPUS) for language in data.LANGUAGES
     )
     Tokenizer.learn(corpus, MERGES).save(run / "tokenizer.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,8 +16,7 @@ from sdjax.config import DiffusionConfig, UNetConfig
 from sdjax.diffusion import add_noise, alphas, training_pair
 from sdjax.request import MOST_NOISE
 from sdjax.tokenizer import Tokenizer
-from sdjax.toyworld import scene_at
-from sdjax.training.data import captions, step_rng, to_float
+from sdjax.training.data import captions, step_rng, to_float, train_scene
 from sdjax.training.loop import Recipe, fit
 from sdjax.unet import UNet
 from sdjax.vae import VAE, Posterior
@@ -73,8 +71,7 @@ def train(
     """
     graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
-    scene = partial(scene_at, recipe.seed, "train")
-    alone = np.array([len(scene(i).solids) == 1 for i in range(len(latents.mean))])
+    alone = np.array([len(train_scene(i).solids) == 1 for i in range(len(latents.mean))])
     kinds = np.flatnonzero(alone), np.flatnonzero(~alone)
     singles, pairs = (found if found.size else np.arange(len(alone)) for found in kinds)  # a few scenes may lack one
 
@@ -82,7 +79,7 @@ def train(
         rng = step_rng(recipe.seed, step)
         one, two = rng.choice(singles, recipe.batch), rng.choice(pairs, recipe.batch)
         rows = np.where(rng.random(recipe.batch) < SINGLES, one, two)
-        said = captions([scene(int(r)) for r in rows], rng)
+        said = captions([train_scene(int(r)) for r in rows], rng)
         kept = ["" if rng.random() < DROP else caption for caption in said]
         batch = {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}
         if beside is not None:
