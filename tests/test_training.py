@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
+from sdjax.config import DiffusionConfig
 from sdjax.errors import InputError
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import Scene, Solid, is_held_out, scene_at
+from sdjax.training import unet
 from sdjax.training.clip import LOOKS, TOKENS, contrastive_loss, mistaken, right_and_wrong, told_by_token, told_by_word
 from sdjax.training.data import pictures, step_rng
 from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, fit
@@ -154,6 +157,13 @@ def test_what_a_word_tells_is_asked_of_each_of_its_tokens_and_of_the_end():
     assert pieces > 1 and told.shape == (1, TOKENS, len(LOOKS) + 2)
     assert asked.tolist() == [1 <= i <= pieces + 3 for i in range(TOKENS)]
     assert (told[0, asked, -2:] == 0).all()  # alone, it stands in the middle of all that there is
+
+
+@pytest.mark.parametrize(("mostly_noisy", "upper_half"), [(True, 0.75), (False, 0.5)])
+def test_timesteps_are_as_likely_as_they_are_high_or_all_alike(mostly_noisy, upper_half):
+    t = np.asarray(unet.timesteps(jax.random.key(0), 20_000, DiffusionConfig(), mostly_noisy))
+    assert 0 <= t.min() and t.max() <= 999
+    assert abs(np.mean(t >= 500) - upper_half) < 0.02  # six standard deviations
 
 
 def test_latents_are_scaled_to_unit_variance():

@@ -15,7 +15,7 @@ from sdjax.toyworld.judge import CELL, SIZE, Detector, Judge, middle
 from sdjax.training.data import step_rng, to_float, train_scene
 from sdjax.training.loop import Recipe, fit
 
-RECIPE = Recipe(steps=1800, batch=32, learning_rate=2e-3, warmup=100, decay=0.5, ema=0.99)
+RECIPE = Recipe(steps=1200, batch=32, learning_rate=2e-3, warmup=100, decay=0.5, ema=0.99)
 # What a generated picture may have and no render has: the most blur, tint, blotches and grain of any picture.
 BLUR, TINT, BLOTCH, GRAIN = 0.3, 0.06, 0.1, 0.12
 CELLS = SIZE // CELL

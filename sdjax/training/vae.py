@@ -14,7 +14,7 @@ from sdjax.training.data import step_rng, to_float
 from sdjax.training.loop import Recipe, fit
 from sdjax.vae import VAE
 
-RECIPE = Recipe(steps=1600, batch=16, learning_rate=2e-3, warmup=100)
+RECIPE = Recipe(steps=1400, batch=16, learning_rate=2e-3, warmup=100)
 # A Gaussian decoder of variance s^2 weighs the mean KL by 2 s^2 z / (3 f^2) against the mean squared error
 # (arXiv:1312.6114 equation 10). At 32 dB s^2 = 4e-3.2, and with z = 4, f = 8 that is 1e-4; a tenth of it
 # smooths the latents and costs little sharpness, in the spirit of LDM's 1e-6 (configs/autoencoder).
