@@ -1,11 +1,11 @@
-"""Runs every lesson from a clean state, and its solutions; writes notebooks and index, or with --check compares.
+"""Runs every lesson from a clean state, and its solutions; writes notebooks and index, or with --check nothing.
 
     python lessons/build.py [--check] [05 07 ...]
 
 The source of a lesson is NN_name.py (jupytext, percent format); NN_name.ipynb is made from it, with its outputs. Fails
-on an error, on a figure that is missing or unlabelled, on a notebook over 1 MB, and with --check where the cells of a
-notebook are not those of its source. To check takes less long than to build: what one lesson has compiled, the next
-ones find.
+on an error, on a figure that is missing or unlabelled, and on a notebook over 1 MB; `make test` sees whether a notebook
+has the cells of its source. To check takes less long than to build: what one lesson has compiled, the next ones find,
+and two run at a time, since their times are not kept.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -82,15 +83,6 @@ def faults(source: Path, notebook: NotebookNode) -> list[str]:
     return found
 
 
-def drift(source: Path) -> list[str]:
-    """Whether the notebook on disk has the cells of its source."""
-    path = source.with_suffix(".ipynb")
-    if not path.exists():
-        return ["has no notebook"]
-    ours, theirs = ([(c.cell_type, c.source) for c in n.cells] for n in (jupytext.read(source), nbformat.read(path, 4)))
-    return [] if ours == theirs else ["its notebook has other cells: run `python lessons/build.py`"]
-
-
 def solved(source: Path) -> list[str]:
     """What the solutions of a lesson's exercises say, where they fail."""
     path = HERE / "solutions" / source.name
@@ -122,9 +114,25 @@ def index() -> str:
     return INDEX.replace("ROWS", "\n".join(rows))
 
 
+def run(source: Path, check: bool) -> tuple[float, list[str]]:
+    """How many seconds a lesson took, and what is wrong with it; without `check`, a faultless notebook is written."""
+    began = time.monotonic()
+    try:
+        notebook = executed(source)
+        found = faults(source, notebook)
+    except CellExecutionError as error:
+        notebook, found = None, [str(error)[-2000:]]
+    taken = time.monotonic() - began
+    found += solved(source)
+    if notebook and not found and not check:
+        notebook.metadata["sdjax"] = {"seconds": round(taken)}
+        nbformat.write(notebook, source.with_suffix(".ipynb"))
+    return taken, found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a notebook is not up to date")
+    parser.add_argument("--check", action="store_true", help="run everything, write nothing")
     parser.add_argument("names", nargs="*", help="the lessons' numbers; default: all")
     options = parser.parse_args()
     sources = [s for s in sorted(HERE.glob("[0-9][0-9]_*.py")) if not options.names or s.name[:2] in options.names]
@@ -132,22 +140,12 @@ def main() -> int:
         compiled = tempfile.TemporaryDirectory()
         os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
     failed = 0
-    for source in sources:
-        began = time.monotonic()
-        try:
-            notebook = executed(source)
-            found = faults(source, notebook)
-        except CellExecutionError as error:
-            notebook, found = None, [str(error)[-2000:]]
-        taken = time.monotonic() - began
-        found += solved(source) + (drift(source) if options.check else [])
-        if notebook and not found and not options.check:
-            notebook.metadata["sdjax"] = {"seconds": round(taken)}
-            nbformat.write(notebook, source.with_suffix(".ipynb"))
-        print(f"{'FAILED' if found else 'ok':<7}{source.stem:<24}{taken:6.0f} s", flush=True)
-        for line in found:
-            print(f"       {line}")
-        failed += bool(found)
+    with ThreadPoolExecutor(max_workers=2 if options.check else 1) as pool:
+        for source, (taken, found) in zip(sources, pool.map(lambda source: run(source, options.check), sources)):
+            print(f"{'FAILED' if found else 'ok':<7}{source.stem:<24}{taken:6.0f} s", flush=True)
+            for line in found:
+                print(f"       {line}")
+            failed += bool(found)
     if not options.check:
         (HERE / "README.md").write_text(index(), encoding="utf-8")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kilobytes on Linux
