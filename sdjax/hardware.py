@@ -56,6 +56,8 @@ def prepare() -> None:
     except OSError:
         return  # a home that cannot be written only costs the time to compile again
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # By default JAX keeps only what took a second to compile; a cold start is mostly a dozen small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 PICTURES = "pictures"  # the only axis of a mesh: a batch is cut along it

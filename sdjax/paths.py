@@ -25,6 +25,8 @@ CUDNN_HEAD = 128
 # more of 256 channels and more, 0.7 to 1 at 2,048 pixels, and up to twice as long below.
 WINOGRAD_CHANNELS = 256
 WINOGRAD_PIXELS = 2048  # of all pictures of the batch
+# It also holds 9 numbers for each input and output number, which at the VAE's finest levels is gigabytes.
+WINOGRAD_MOST = 2**16
 
 
 def attention(platform: str, q: tuple[int, ...], keys: int, dtype: jnp.dtype, masked: bool = False) -> str:
@@ -33,24 +35,24 @@ def attention(platform: str, q: tuple[int, ...], keys: int, dtype: jnp.dtype, ma
     if PLAIN or masked:
         return "plain"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and half and d % 8 == 0 and d <= CUDNN_HEAD and cudnn_works():
+    if platform == "gpu" and half and d % 8 == 0 and d <= CUDNN_HEAD and cudnn_works(d):
         return "cudnn"
     return "chunked" if b * h * n * keys > MAX_LOGITS else "plain"
 
 
 def winograd(x: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """Whether a CPU convolves [b, h, w, i] with [3, 3, i, o] by Winograd's way."""
-    many = min(kernel[2:]) >= WINOGRAD_CHANNELS and x[0] * x[1] * x[2] >= WINOGRAD_PIXELS
+    many = min(kernel[2:]) >= WINOGRAD_CHANNELS and WINOGRAD_PIXELS <= x[0] * x[1] * x[2] <= WINOGRAD_MOST
     return many and jnp.dtype(dtype) == jnp.float32 and not PLAIN
 
 
 @functools.cache
-def cudnn_works() -> bool:
-    """Whether this GPU and its libraries have cuDNN's fused attention: asked once, of a small one."""
+def cudnn_works(d: int) -> bool:
+    """Whether this GPU and its libraries have cuDNN's fused attention for heads of d: asked once, of a small one."""
     try:
         # The question comes while another program is being traced, of which the small one must not become a part.
         with jax.ensure_compile_time_eval():
-            x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
+            x = jnp.ones((1, 8, 1, d), jnp.bfloat16)
             np.asarray(jax.nn.dot_product_attention(x, x, x, implementation="cudnn"))
     except Exception:  # no such card, no such library, too old a one: each raises its own
         return False

@@ -54,6 +54,7 @@ def run(monkeypatch, capsys, tmp_path):
         (["txt2img", "a", "--devices", "0"], "devices: found 0"),
         (["txt2img", "a", "--processes", "2"], "give that file too"),
         (["txt2img", "--prompts", "."], "cannot be read"),
+        (["txt2img", "--prompts", ".", "--batch", "0"], "--batch: found 0"),
         (["txt2img", "--prompts", "lines.jsonl", "--processes", "2", "--process", "2"], "found 2 of 2"),
         (["txt2img", "--prompts", "lines.jsonl", "--coordinator", "here"], "expected HOST:PORT"),
         (["txt2img", "--prompts", "lines.jsonl", "--out", "lines.jsonl/in"], "cannot be made"),

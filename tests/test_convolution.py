@@ -56,11 +56,12 @@ def test_paths_choose_by_shape_dtype_and_platform(monkeypatch):
     assert not paths.winograd(wide, kernel, jnp.bfloat16)
     assert not paths.winograd((2, 4, 4, 320), kernel, jnp.float32)  # too few tiles for the kernel's transform
     assert not paths.winograd(wide, (3, 3, 320, 4), jnp.float32)
+    assert not paths.winograd((1, 512, 512, 320), kernel, jnp.float32)  # gigabytes of transformed tiles
     few, many = (2, 8, 64, 40), (2, 8, 4096, 40)
     assert paths.attention("cpu", few, 64, jnp.float32) == "plain"
     assert paths.attention("cpu", many, 4096, jnp.float32) == "chunked"
     assert paths.attention("cpu", many, 4096, jnp.float32, masked=True) == "plain"
-    monkeypatch.setattr(paths, "cudnn_works", lambda: True)
+    monkeypatch.setattr(paths, "cudnn_works", lambda d: True)
     assert paths.attention("gpu", many, 4096, jnp.bfloat16) == "cudnn"
     assert paths.attention("gpu", many, 4096, jnp.float32) == "chunked"
     assert paths.attention("gpu", (2, 8, 64, 160), 64, jnp.bfloat16) == "plain"  # heads too wide for cuDNN
@@ -78,11 +79,11 @@ def unasked():
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there may be a cuDNN")
 def test_where_there_is_no_cudnn_it_is_not_taken(unasked):
-    assert not paths.cudnn_works()
+    assert not paths.cudnn_works(8)
 
 
 def test_asking_for_cudnn_leaves_nothing_in_the_program_that_asks(unasked, monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: q + k + v)  # as on a GPU
     asked = []
-    text = str(jax.jit(lambda x: asked.append(paths.cudnn_works()) or x).trace(jnp.ones(1)).jaxpr)
+    text = str(jax.jit(lambda x: asked.append(paths.cudnn_works(8)) or x).trace(jnp.ones(1)).jaxpr)
     assert asked == [True] and "bf16" not in text

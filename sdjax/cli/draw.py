@@ -61,6 +61,7 @@ def txt2img(
     ] = None,
     processes: Annotated[int, typer.Option(help="How many processes share --prompts.")] = 1,
     process: Annotated[int, typer.Option(help="Which of them this one is, from 0.")] = 0,
+    batch: Annotated[int, typer.Option(help="How many of --prompts a device draws at a time.")] = 1,
     model: Model = None, negative: Negative = None, steps: Steps = None, guidance: Guidance = None, seed: Seed = None,
     first: First = None, count: Count = 1,
     size: Annotated[
@@ -74,12 +75,14 @@ def txt2img(
     given = {"negative_prompt": negative, "steps": steps, "guidance_scale": guidance, "seed": seed,
              "first_image": first, "height": height, "width": width, "sampler": sampler, "eta": eta}
     if prompts is None:
-        if coordinator is not None or (processes, process) != (1, 0):
-            raise InputError("--coordinator, --processes, --process: share the lines of --prompts; give that file too")
+        if coordinator is not None or (processes, process, batch) != (1, 0, 1):
+            raise InputError("--coordinator, --processes, --process, --batch: are of --prompts; give that file too")
         settings = _settings("txt2img", like, prompt=_prompt(prompt), **given)
         return _draw(settings, model, dtype, devices, count, out, no_metadata)
     if prompt is not None or like is not None or negative is not None or count != 1 or out.suffix:
         raise InputError("--prompts: takes no other prompt, --negative, --like or --count, and --out must be a folder")
+    if batch < 1:
+        raise InputError(f"--batch: found {batch}, expected at least 1")
     from sdjax.cli import many
 
     lines = many.read_lines(prompts)
@@ -92,7 +95,7 @@ def txt2img(
     settings = _settings("txt2img", None, prompt="", **given) | {"dtype": dtype.value}
     if settings["guidance_scale"] is None:
         settings["guidance_scale"] = sd.config.guidance
-    drawn = many.draw_lines(sd, lines, settings, out, devices, no_metadata)
+    drawn = many.draw_lines(sd, lines, settings, out, devices * batch, no_metadata)
     print(f"{out}: {drawn} drawn")
 
 

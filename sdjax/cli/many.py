@@ -91,7 +91,7 @@ def picture_path(out: Path, line: Line) -> Path:
 def draw_lines(
     sd: Any, lines: list[Line], settings: dict[str, Any], out: Path, together: int, no_metadata: bool = False
 ) -> int:
-    """Draws what is not there yet, `together` pictures at a time; how many it drew.
+    """Draws what is not there yet, `together` pictures at a time (the last ones filled up); how many it drew.
 
     InputError where a picture is there that remembers other settings.
     """
@@ -102,11 +102,12 @@ def draw_lines(
             left.append(line)
         elif not no_metadata:
             _same(picture_path(out, line), options | _own(line, options) | {"model": sd.config.name})
-    done = len(lines) - len(left)
+    done, together = len(lines) - len(left), min(together, len(left))
     with tqdm(total=len(lines), initial=done, unit="picture", dynamic_ncols=True, disable=None) as bar:
-        for start in range(0, len(left), together):
+        for start in range(0, len(left), together or 1):
             rows = [_own(line, options) for line in left[start : start + together]]
-            listed = {name: [row[name] for row in rows] for name in rows[0]}
+            filled = rows + rows[-1:] * (together - len(rows))  # so that one size is compiled
+            listed = {name: [row[name] for row in filled] for name in rows[0]}
             for line, row, picture in zip(left[start:], rows, sd.txt2img(**options | listed)):
                 common.save(picture_path(out, line), picture, sd, None if no_metadata else settings | row)
                 bar.update()

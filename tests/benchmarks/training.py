@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,13 @@ def ours(x: np.ndarray, t: np.ndarray, text: np.ndarray, target: np.ndarray):
     def loss(parameters):
         return jnp.mean((nnx.merge(graph, parameters)(x, t, text) - target) ** 2)
 
-    @jax.jit
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
     def update(parameters, average, state):
         changes, state = optimiser.update(jax.grad(loss)(parameters), state, parameters)
         parameters = optax.apply_updates(parameters, changes)
         return parameters, jax.tree.map(lambda a, p: RECIPE.ema * a + (1 - RECIPE.ema) * p, average, parameters), state
 
-    kept = [parameters, parameters, optimiser.init(parameters)]
+    kept = [parameters, jax.tree.map(jnp.copy, parameters), optimiser.init(parameters)]
 
     def step():
         kept[:] = update(*kept)
