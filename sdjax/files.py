@@ -33,3 +33,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def clear_parts(folder: Path) -> None:
+    """Removes what processes that were killed had half written in a folder that one process at a time writes to."""
+    for part in folder.glob(".*.part"):
+        part.unlink()

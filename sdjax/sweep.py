@@ -28,8 +28,9 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """One row a scale: `images` pictures of each of `prompts` scenes of the test split, half with one solid.
 
-    Every scale starts from the same noise. The interval of adherence is Wilson's over all pictures, that of
-    diversity is over prompts; both 95 %. Raises InputError for no scale, or less than two prompts or images.
+    Every scale starts from the same noise. The interval of adherence is Wilson's, as if each picture were of a prompt
+    of its own, that of diversity is over prompts; both 95 %. Raises InputError for no scale, or less than two prompts
+    or images.
     """
     for name, found, least in (("scales", len(scales), 1), ("prompts", prompts, 2), ("images", images, 2)):
         if found < least:

@@ -50,6 +50,9 @@ class CodeReader(Stub, Judge):
     def read(self, pictures):
         return [seen_in(SCENES[int(picture[0, 0, 0])]) for picture in pictures]
 
+    def times(self, pictures):
+        return ["day"] * len(pictures)
+
 
 class Painter(StubModel):
     """A model that draws what it is asked for in the languages that it knows, and else always the same."""
@@ -167,7 +170,8 @@ def test_the_judge_is_tried_on_renders():
             return [seen_in(scene, shift) for scene, shift in zip(scenes, (4.0, 6.0, 0.0, 0.0, 0.0, 0.0))]
 
     rows = evaluate(StubModel(), Shifted(), prompts=PROMPTS, only=["judge"])["rows"]
-    assert [row["right"] for row in rows] == [5, 5, 5]  # 4 pixels are allowed, 6 are not
+    by_day = sum(scene.time == "day" for scene in scenes)
+    assert [row["right"] for row in rows] == [5, 5, 5, by_day]  # 4 pixels are allowed, 6 are not
 
 
 # ---- the report --------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 
 from sdjax.config import sd1
 from sdjax.evaluate import FIGURES, evaluate, suited, table
-from sdjax.evaluate.shown import beyond, changed, correlation, hole_of, ranks
+from sdjax.evaluate.shown import beyond, chance, changed, correlation, hole_of, ranks
 from sdjax.images import as_pictures
 from sdjax.pipeline import StableDiffusion
-from sdjax.toyworld import is_held_out, nearness, render, scene_at, scene_rng, screen_box
+from sdjax.toyworld import is_held_out, nearness, render, scene_at, screen_box
 from sdjax.toyworld.judge import Judge, Seen
 
 PROMPTS = 4
@@ -57,9 +57,20 @@ def test_correlation_is_blind_to_unit_and_zero_and_nothing_is_known_of_what_is_f
 def test_a_changed_scene_has_other_looks_and_is_not_held_out():
     for i in range(100):
         scene = scene_at(0, "test", i)
-        new = changed(scene, scene_rng(0, "test", i), ("colour",))
+        new = changed(scene, chance(0, i), ("colour",))
         assert not is_held_out(new)
         assert all(a.colour != b.colour and a.shape == b.shape for a, b in zip(scene.solids, new.solids))
+
+
+def test_what_is_asked_for_does_not_depend_on_the_scene():
+    """The stream that drew a scene, asked again, would give night scenes other colours than those by day."""
+    by_day: dict[str, list[bool]] = {}
+    for i in range(400):
+        scene = scene_at(0, "test", i)
+        by_day.setdefault(changed(scene, chance(0, i), ("colour",)).solids[0].colour, []).append(scene.time == "day")
+    assert len(by_day) == 8
+    for colour, days in by_day.items():
+        assert 25 < len(days) < 80 and 0.25 < np.mean(days) < 0.75, colour
 
 
 def test_a_hole_hides_its_solid():
@@ -70,7 +81,7 @@ def test_a_hole_hides_its_solid():
 
 
 def test_inpainting_counts_the_asked_object_in_the_hole_only():
-    asked = [changed(s, scene_rng(0, "test", i), ("colour", "shape"), first_only=True) for i, s in enumerate(PAIRS)]
+    asked = [changed(s, chance(0, i), ("colour", "shape"), first_only=True) for i, s in enumerate(PAIRS)]
     holes = [hole_of(scene) for scene in PAIRS]
     inside = [Seen(s.solids[0].colour, s.solids[0].shape, "large", c.start + 1.0, r.start + 1.0, 1.0)
               for s, (r, c) in zip(asked, holes)]
@@ -89,7 +100,7 @@ def test_a_perfect_depth_network_has_rank_correlation_one_whatever_its_unit():
 
 
 def test_depth_to_image_needs_both_colours_and_depth():
-    asked = [changed(s, scene_rng(0, "test", i), ("colour",)) for i, s in enumerate(SCENES)]
+    asked = [changed(s, chance(0, i), ("colour",)) for i, s in enumerate(SCENES)]
     right = [[Seen(s.colour, "cone", "large", 0.0, 0.0, 1.0) for s in scene.solids] for scene in asked]
     given = []
     sd = Stub(depth2img=lambda prompt, image, depth, strength, **options: given.append(depth) or image[None],

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +19,10 @@ from PIL import Image
 from sdjax.config import DiffusionConfig
 from sdjax.errors import InputError
 from sdjax.tokenizer import Tokenizer
-from sdjax.toyworld import Scene, Solid, is_held_out, scene_at
+from sdjax.toyworld import Scene, Solid, is_held_out, render, scene_at
 from sdjax.training import unet
 from sdjax.training.clip import LOOKS, TOKENS, contrastive_loss, mistaken, right_and_wrong, told_by_token, told_by_word
-from sdjax.training.data import pictures, step_rng
+from sdjax.training.data import pictures, step_rng, train_scene
 from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, fit
 from sdjax.training.vae import latent_scale
 
@@ -31,33 +36,55 @@ class Line(nnx.Module):
         self.a = nnx.Param(jnp.zeros((1,)))
 
 
-def learn(folder, recipe=RECIPE, die_at=None):
-    graph, parameters = nnx.split(Line())
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def learn(folder, recipe=RECIPE, die_at=None, die=interrupt, slope=3.0, begin=0.0):
+    line = Line()
+    line.a[...] = jnp.full((1,), begin)
+    graph, parameters = nnx.split(line)
 
     def batch_at(step):
         if step == die_at:
-            raise KeyboardInterrupt
-        return {"x": step_rng(0, step).random((recipe.batch, 1)).astype(np.float32)}
+            die()
+        x = step_rng(0, step).random((recipe.batch, 1)).astype(np.float32)
+        return {"x": x, "y": slope * x}
 
     def loss(parameters, _, batch, key):
-        return jnp.mean((nnx.merge(graph, parameters).a[...] * batch["x"] - 3.0 * batch["x"]) ** 2)
+        return jnp.mean((nnx.merge(graph, parameters).a[...] * batch["x"] - batch["y"]) ** 2)
 
     return np.asarray(nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="line")).a[...])
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
-    whole = learn(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        learn(tmp_path / "killed", die_at=10)
-    assert (tmp_path / "killed" / CHECKPOINT).exists()
-    assert np.array_equal(learn(tmp_path / "killed"), whole)
-    logs = [(tmp_path / run / LOG).read_text().splitlines()[-1] for run in ("whole", "killed")]
-    assert logs[0].split(",")[0] == logs[1].split(",")[0] == "12"
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
+    recipe = dataclasses.replace(RECIPE, steps=80, save_every=40)  # the log has a line every 20 steps
+    whole = learn(tmp_path / "whole", recipe)
+    code = "import sys, test_training as t; t.learn(t.Path(sys.argv[1]), t.Recipe(**eval(sys.argv[2])), 70, t.kill)"
+    asked = [sys.executable, "-c", code, str(tmp_path / "killed"), repr(dataclasses.asdict(recipe))]
+    assert subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True).returncode == -signal.SIGKILL
+    (tmp_path / "killed" / ".half.part").write_bytes(b"what it was writing")
+    assert [line.split(",")[0] for line in (tmp_path / "killed" / LOG).read_text().splitlines()] == ["20", "40", "60"]
+    assert np.array_equal(learn(tmp_path / "killed", recipe), whole)
+    logs = [(tmp_path / run / LOG).read_text() for run in ("whole", "killed")]
+    assert logs[0] == logs[1] and logs[0].splitlines()[-1].startswith("80,")
+    assert not list((tmp_path / "killed").glob(".*.part"))
 
 
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path):
     first = learn(tmp_path)
-    assert np.array_equal(learn(tmp_path, die_at=0), first)
+    assert np.array_equal(learn(tmp_path, die_at=1), first)
+
+
+@pytest.mark.parametrize("other", [{"slope": 2.0}, {"begin": 1.0}])
+def test_a_run_does_not_go_on_with_other_data_or_from_another_beginning(tmp_path, other):
+    learn(tmp_path)
+    with pytest.raises(InputError, match="other data"):
+        learn(tmp_path, **other)
 
 
 def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
@@ -90,7 +117,7 @@ def test_a_damaged_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
 
 
 def test_the_loss_falls(tmp_path):
-    assert abs(learn(tmp_path, dataclasses.replace(RECIPE, steps=200))[0] - 3.0) < 0.1
+    assert abs(learn(tmp_path, dataclasses.replace(RECIPE, steps=200, save_every=200))[0] - 3.0) < 0.1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -172,8 +199,9 @@ def test_latents_are_scaled_to_unit_variance():
 
 
 def test_pictures_are_drawn_once_and_then_mapped(tmp_path):
-    first = pictures(tmp_path, "train", 3)
+    first = pictures(tmp_path, 3)
     assert first.shape == (3, 128, 128, 3) and first.dtype == np.uint8
     before = [(p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir()]
-    assert np.array_equal(pictures(tmp_path, "train", 3), first)
+    assert np.array_equal(pictures(tmp_path, 3), first)
+    assert np.array_equal(first[2], render(train_scene(2))[0])
     assert [(p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir()] == before

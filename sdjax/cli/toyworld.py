@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,24 +27,21 @@ def evaluate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's own.")] = None,
     seed: Annotated[int, typer.Option(help="Which scenes of the test split, and which noise.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="Only this figure; may be given more than once.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the table here, as JSON.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the table also goes, as JSON.")] = OUT / "evaluate.json",
 ) -> None:
     """Measure how well the small model draws what it is asked, by the judge."""
+    common.make_folder(out.parent)
     common.prepare()
     import sdjax
     from sdjax import evaluate as figures
-    from sdjax.files import written_whole
-    from sdjax.toyworld.judge import FILE, load_judge
 
     folder = model or common.default_model()
     report = figures.evaluate(
-        sdjax.load(folder), load_judge(folder if (folder / FILE).exists() else common.default_model()),
-        prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed, only=only or None,
+        sdjax.load(folder), _judge(folder), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
+        only=only or None,
     )
     print(figures.table(report))
-    if out:
-        with written_whole(out) as part:
-            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _write(out, report)
 
 
 @app.command()
@@ -66,24 +63,36 @@ def sweep(
     import sdjax
     from sdjax import plots
     from sdjax import sweep as guidance
-    from sdjax.files import written_whole
-    from sdjax.toyworld.judge import load_judge
 
     if out.suffix.lower() != ".png":
         raise InputError(f"--out: found {out}, expected a .png file")
     plots.figure()  # without matplotlib there is nothing to wait for
+    common.make_folder(out.parent)
     folder = model or common.default_model()
     rows = guidance.sweep(
-        sdjax.load(folder), load_judge(folder), scales=scale or guidance.SCALES, prompts=prompts, images=images,
+        sdjax.load(folder), _judge(folder), scales=scale or guidance.SCALES, prompts=prompts, images=images,
         steps=steps, sampler=sampler, seed=seed,
     )
     print(guidance.table(rows))
-    out.parent.mkdir(parents=True, exist_ok=True)
     plots.guidance_sweep(rows, out)
     settings = {"prompts": prompts, "images": images, "steps": steps, "sampler": sampler, "seed": seed}
-    with written_whole(out.with_suffix(".json")) as part:
-        part.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    _write(out.with_suffix(".json"), {"settings": settings, "rows": rows})
     print(out)
+
+
+def _judge(folder: Path) -> Any:
+    """The judge in a folder of weights or beside it, where a training run leaves one; else the one that ships."""
+    from sdjax.toyworld.judge import FILE, load_judge
+
+    found = [place for place in (folder, folder.parent) if (place / FILE).exists()]
+    return load_judge(found[0] if found else common.default_model())
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    from sdjax.files import written_whole
+
+    with written_whole(path) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]

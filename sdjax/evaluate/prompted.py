@@ -18,9 +18,11 @@ CAPTIONS = 64  # among which CLIP must find the right one
 
 
 def judge(trial: Trial) -> list[Row]:
-    scenes, seen = trial.scenes(None), []
+    scenes, seen, times = trial.scenes(None), [], []
     for _, some in trial.batches(scenes, 64):
-        seen += trial.judge.read(as_pictures(render_batch(some)[0], "renders"))
+        pictures = as_pictures(render_batch(some)[0], "renders")
+        seen += trial.judge.read(pictures)
+        times += trial.judge.times(pictures)
     verdicts = [obeys(found, scene) for found, scene in zip(seen, scenes)]
     placed = [v.objects and _in_place(found, scene) for v, found, scene in zip(verdicts, seen, scenes)]
     run = f"renders, seed {trial.seed}"
@@ -28,6 +30,7 @@ def judge(trial: Trial) -> list[Row]:
         share(f"judge: colours, shapes, places within {PLACE:g} px", placed, run),
         share("judge: and relation", [p and v.relation for p, v in zip(placed, verdicts)], run),
         share("judge: and sizes", [p and v.sizes for p, v in zip(placed, verdicts)], run),
+        share("judge: time of day", [time == scene.time for time, scene in zip(times, scenes)], run),
     ]
 
 

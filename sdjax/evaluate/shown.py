@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from sdjax.evaluate.trial import SPLIT, Row, Trial, mean, share
+from sdjax.evaluate.trial import Row, Trial, mean, share
 from sdjax.images import as_pictures, shrunk
 from sdjax.toyworld import (
     COLOURS,
@@ -20,6 +20,7 @@ from sdjax.toyworld import (
     scene_rng,
     screen_box,
 )
+from sdjax.toyworld.judge import SIZE
 from sdjax.toyworld.scene import pick
 
 MARGIN = 6  # pixels between a solid and the edge of its hole
@@ -31,7 +32,7 @@ def inpaint(trial: Trial) -> list[Row]:
     found, kept = [], []
     for i, scene in enumerate(trial.scenes(2)):
         picture = as_pictures(render(scene)[0], "renders")
-        asked = changed(scene, scene_rng(trial.seed, SPLIT, i), ("colour", "shape"), first_only=True)
+        asked = changed(scene, chance(trial.seed, i), ("colour", "shape"), first_only=True)
         box = hole_of(scene)
         mask = np.zeros(picture.shape[1:3], bool)
         mask[box] = True
@@ -66,7 +67,7 @@ def depth2img(trial: Trial) -> list[Row]:
     for i, scene in enumerate(trial.scenes(None)):
         picture, far = render(scene)
         empty = nearness(render(dataclasses.replace(scene, solids=()))[1])
-        asked = changed(scene, scene_rng(trial.seed, SPLIT, i), ("colour",))
+        asked = changed(scene, chance(trial.seed, i), ("colour",))
         drawn = trial.sd.depth2img(describe(asked), picture, nearness(far), REDRAW, **trial.settings(i))
         seen = trial.judge.read(drawn)[0]
         right.append(sorted(s.colour for s in seen) == sorted(s.colour for s in asked.solids))
@@ -102,6 +103,11 @@ def upscale(trial: Trial) -> list[Row]:
 # ---- what they are made of ---------------------------------------------------------------------------------
 
 
+def chance(seed: int, index: int) -> np.random.Generator:
+    """What decides how scene `index` is changed: a stream of its own, as the scene's would repeat the scene's draws."""
+    return scene_rng(seed, "valid", index)
+
+
 def changed(
     scene: Scene, rng: np.random.Generator, respects: tuple[str, ...], first_only: bool = False
 ) -> Scene:
@@ -122,10 +128,10 @@ def changed(
             return found
 
 
-def hole_of(scene: Scene, size: int = 128) -> tuple[slice, slice]:
+def hole_of(scene: Scene) -> tuple[slice, slice]:
     """The rows and columns of a box around the first solid."""
-    left, top, right, bottom = ((edge + 1) / 2 * size for edge in screen_box(scene.solids[0]))
-    rows, columns = (slice(max(int(low) - MARGIN, 0), min(int(high) + 1 + MARGIN, size))
+    left, top, right, bottom = ((edge + 1) / 2 * SIZE for edge in screen_box(scene.solids[0]))
+    rows, columns = (slice(max(int(low) - MARGIN, 0), min(int(high) + 1 + MARGIN, SIZE))
                      for low, high in ((top, bottom), (left, right)))
     return rows, columns
 

@@ -82,7 +82,7 @@ class Verdict(NamedTuple):
 class Detector(nnx.Module):
     """Pictures [b, 128, 128, 3] in [-1, 1] to a Grid: three halvings, then residual blocks.
 
-    Each cell sees 100 pixels around it.
+    Each cell sees a square of 82 pixels around it.
     """
 
     def __init__(self, *, rngs):

@@ -21,6 +21,7 @@ from flax import nnx
 
 from sdjax.clip import ImageEncoder, TextEncoder, cosine
 from sdjax.config import TextConfig, VisionConfig
+from sdjax.errors import InputError
 from sdjax.layers import ZEROS, Linear
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import (
@@ -137,8 +138,10 @@ def train(
 ) -> tuple[TextEncoder, ImageEncoder]:
     """The two trained encoders; `pictures` uint8 [n, s, s, 3] are scenes 0 to n of the training split.
 
-    `start` are encoders to go on with.
+    `start` are encoders to go on with. Raises InputError for fewer pictures than a batch has.
     """
+    if len(pictures) < recipe.batch:
+        raise InputError(f"scenes: found {len(pictures)}, expected at least the {recipe.batch} of a batch")
     both = CLIP(text, vision, rngs=nnx.Rngs(recipe.seed))
     if start is not None:
         both.text, both.image = start

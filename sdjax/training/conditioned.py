@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from sdjax.checkpoint import native
 from sdjax.checkpoint.load import load
@@ -24,7 +25,7 @@ from sdjax.midas import Midas
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import describe, nearness, render, scene_at
 from sdjax.training import conditions, data, midas, unet, vae
-from sdjax.training.loop import Recipe
+from sdjax.training.loop import Recipe, fingerprint
 from sdjax.training.parts import kept, latents_of, read_module, write_module
 from sdjax.unet import UNet
 from sdjax.vae import VAE
@@ -45,9 +46,11 @@ def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, sta
     """Goes on with a denoiser that now also sees a mask and the picture around the hole."""
     base, folder = _base(run, start, "tiny-inpaint"), run / "inpaint"
     config, (pictures, shown) = tiny_inpaint(base.config), _world(run, scenes)
-    beside = kept(folder / "holes.safetensors", lambda: conditions.holes(
-        base.vae.module, config.vae.scale, shown, pictures, recipe.seed
-    ))
+    coder, scale = base.vae.module, config.vae.scale
+    made_of = fingerprint(nnx.state(coder), scale, scenes, recipe.seed)
+    beside = kept(folder / "holes.safetensors", made_of, lambda: {
+        "beside": conditions.holes(coder, scale, shown, pictures, recipe.seed)
+    })["beside"]
     _train(base, config, run, folder, recipe, pictures, beside)
 
 
@@ -59,9 +62,9 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
     if base.depth_estimator and not path.exists():
         write_module(path, base.depth_estimator.module)
     if not path.exists():
-        true = kept(folder / "true.safetensors", lambda: np.stack(
-            [nearness(render(scene)[1]).astype(np.float16) for scene in shown]
-        ))
+        true = kept(folder / "true.safetensors", fingerprint(scenes), lambda: {
+            "depth": np.stack([nearness(render(scene)[1]).astype(np.float16) for scene in shown])
+        })["depth"]
         fresh = np.stack([render(scene_at(0, "valid", i))[0] for i in range(8)])
 
         def draw(step: int, network: Midas) -> None:
@@ -69,10 +72,14 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
             maps = to_uint8(np.stack([of_depth(depth) for depth in seen]))
             write_png(folder / "midas" / f"{step:06}.png", grid(np.concatenate([fresh, maps]), columns=8), None)
 
-        write_module(path, midas.train(config.depth, pictures, true, folder / "midas", watch=draw))
+        write_module(path, midas.train(
+            config.depth, pictures, true, folder / "midas", dataclasses.replace(midas.RECIPE, seed=recipe.seed), draw
+        ))
     estimator = read_module(path, lambda rngs: Midas(config.depth, rngs=rngs), "depth")
     side = config.image_size // config.vae.factor
-    beside = kept(folder / "depths.safetensors", lambda: conditions.depths(shown, side))
+    beside = kept(folder / "depths.safetensors", fingerprint(scenes, side), lambda: {
+        "beside": conditions.depths(shown, side)
+    })["beside"]
     _train(base, config, run, folder, recipe, pictures, beside, LOUD, depth_estimator=Network.of(estimator))
 
 
@@ -85,7 +92,9 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
     if base.config.low_res and not path.exists():
         write_module(path, base.vae.module)
     if not path.exists():
-        write_module(path, vae.train(config.vae, pictures, folder / "vae", VAE_RECIPE))
+        write_module(path, vae.train(
+            config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
+        ))
     coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
     scale = vae.latent_scale(unet.encode(coder, pictures[:500]).mean)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
@@ -105,7 +114,7 @@ def _base(run: Path, start: Path | None, name: str) -> StableDiffusion:
 
 
 def _world(run: Path, scenes: int) -> tuple[np.ndarray, list[Any]]:
-    return data.pictures(run / "data", "train", scenes), [data.train_scene(i) for i in range(scenes)]
+    return data.pictures(run / "data", scenes), [data.train_scene(i) for i in range(scenes)]
 
 
 def _train(
@@ -139,7 +148,7 @@ def _draw(sd: StableDiffusion, path: Path) -> None:
     pictures = np.stack([render(scene)[0] for scene in scenes])
     drawn = []
     for i, (scene, picture) in enumerate(zip(scenes, pictures)):
-        options = {"steps": 20, "sampler": "dpmpp_2m", "guidance_scale": 4.0, "seed": i}
+        options = {"steps": 20, "sampler": "dpmpp_2m", "seed": i}
         if sd.config.low_res:
             drawn.append(sd.upscale(describe(scene), data.to_float(shrunk(picture[None]))[0], **options))
         elif sd.config.depth:

@@ -65,7 +65,7 @@ def depths(scenes: Sequence[Scene], side: int) -> np.ndarray:
     ]).astype(np.float32)
 
 
-def widened(unet: UNet, config: UNetConfig, loud: float = 0.0, seed: int = 0) -> UNet:
+def widened(unet: UNet, config: UNetConfig, loud: float = 0.0) -> UNet:
     """A trained denoiser that sees further channels, whose weights are `loud` times a standard normal draw.
 
     At 0 nothing changes yet, as the inpainting model was begun: model card of runwayml/stable-diffusion-inpainting.
@@ -74,6 +74,6 @@ def widened(unet: UNet, config: UNetConfig, loud: float = 0.0, seed: int = 0) ->
     arrays = tree.flatten(nnx.state(unet))
     more = config.in_channels - unet.config.in_channels
     kernel = arrays["conv_in.kernel"]
-    new = loud * jax.random.normal(jax.random.key(seed), (*kernel.shape[:2], more, kernel.shape[3]))
+    new = loud * jax.random.normal(jax.random.key(0), (*kernel.shape[:2], more, kernel.shape[3]))
     arrays["conv_in.kernel"] = jnp.concatenate([kernel, new], axis=2)
     return nnx.merge(graph, tree.fill(state, arrays, "the denoiser to begin with"))

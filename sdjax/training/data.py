@@ -8,10 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from sdjax.errors import InputError
-from sdjax.files import written_whole
-from sdjax.toyworld import Scene, caption, render, scene_at
+from sdjax.files import clear_parts, written_whole
+from sdjax.toyworld import LANGUAGES, Scene, caption, render, scene_at
 
-LANGUAGES = ("en", "tr")
+SIZE = 128
 
 
 def train_scene(i: int) -> Scene:
@@ -19,17 +19,18 @@ def train_scene(i: int) -> Scene:
     return scene_at(0, "train", i)
 
 
-def pictures(folder: Path, split: str, count: int, seed: int = 0, size: int = 128) -> np.ndarray:
-    """Scenes 0 to count of a split as uint8 [count, size, size, 3], mapped from a file that is made if need be."""
+def pictures(folder: Path, count: int) -> np.ndarray:
+    """Scenes 0 to count of training as uint8 [count, 128, 128, 3], mapped from a file that is made if need be."""
     if count < 1:
         raise InputError(f"scenes: found {count}, expected at least 1")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{split}-{seed}-{count}-{size}.npy"
+    path = folder / f"train-{count}.npy"
     if not path.exists():
+        clear_parts(folder)
         with written_whole(path) as part:
-            drawn = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
-            for i in tqdm(range(count), desc=f"drawing {split} scenes", unit="scene", dynamic_ncols=True):
-                drawn[i] = render(scene_at(seed, split, i), size)[0]
+            drawn = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
+            for i in tqdm(range(count), desc="drawing scenes", unit="scene", dynamic_ncols=True):
+                drawn[i] = render(train_scene(i), SIZE)[0]
             drawn.flush()
             del drawn
     return np.load(path, mmap_mode="r")

@@ -14,6 +14,7 @@ from flax import nnx
 from sdjax.checkpoint import tree
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.errors import InputError
+from sdjax.training.loop import fingerprint
 from sdjax.training.unet import encode
 from sdjax.vae import VAE, Posterior
 
@@ -34,17 +35,16 @@ def read_module(path: Path, build: Callable[[Any], Any], stage: str) -> Any:
     return nnx.merge(graph, tree.fill(state, arrays, str(path)))
 
 
-def latents_of(path: Path, coder: VAE, pictures: np.ndarray, weights: Path | None = None) -> Posterior:
-    """The posteriors of pictures, computed once and kept at `path`; anew where the file `weights` is younger."""
-    if not path.exists() or (weights and path.stat().st_mtime < weights.stat().st_mtime):
-        write_safetensors(path, encode(coder, pictures)._asdict(), {})
-    file = SafetensorsFile(path)
-    return Posterior(*(file.read(name) for name in Posterior._fields))
+def latents_of(path: Path, coder: VAE, pictures: np.ndarray) -> Posterior:
+    """The posteriors of pictures, kept at `path`."""
+    made_of = fingerprint(nnx.state(coder), len(pictures))
+    return Posterior(**kept(path, made_of, lambda: encode(coder, pictures)._asdict()))
 
 
-def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array that `make` gives, made once and kept at `path`."""
-    if not path.exists():
+def kept(path: Path, made_of: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `make` gives, made once and kept at `path`; anew where those there are made of something else."""
+    if not path.exists() or SafetensorsFile(path).metadata.get("made_of") != made_of:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(path, {"array": make()}, {})
-    return SafetensorsFile(path).read("array")
+        write_safetensors(path, make(), {"made_of": made_of})
+    file = SafetensorsFile(path)
+    return {name: file.read(name) for name in file.names()}

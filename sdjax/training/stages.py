@@ -1,4 +1,4 @@
-"""The order in which the small model is made: tokenizer, VAE, CLIP, UNet; each stage reads what the last left.
+"""The order in which the small model is made: tokenizer, VAE, CLIP, UNet, judge; each reads what the last left.
 
     RUN/tokenizer.json   RUN/vae.safetensors   RUN/text_encoder.safetensors   RUN/image_encoder.safetensors
     RUN/model/           the whole, as `sdjax.load` takes it
@@ -26,7 +26,7 @@ from sdjax.hardware import Network, TextNetwork, VAENetwork
 from sdjax.images import grid, to_uint8, write_png
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
-from sdjax.toyworld import caption, describe, scene_at
+from sdjax.toyworld import LANGUAGES, caption, describe, scene_at
 from sdjax.training import clip, conditioned, data, judge, unet, vae
 from sdjax.training.loop import Recipe
 from sdjax.training.parts import latents_of, read_module, write_module
@@ -44,8 +44,8 @@ def run_stage(
     """Runs one stage by name, with other numbers of steps or scenes than its recipe's where given.
 
     `start` is a model whose networks the stage begins with; with the `seed` that they were trained with it would show
-    them the same batches again. Raises InputError for a number below 1, or
-    where an earlier stage has not left its part in `run`.
+    them the same batches again. Raises InputError for a number below 1, or where a part is missing that an earlier
+    stage leaves in `run`.
     """
     for what, number in (("steps", steps), ("scenes", scenes)):
         if number is not None and number < 1:
@@ -70,7 +70,7 @@ def train_tokenizer(run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     corpus = (
         caption(data.train_scene(i), data.step_rng(0, i), language)
-        for i in range(CORPUS) for language in data.LANGUAGES
+        for i in range(CORPUS) for language in LANGUAGES
     )
     Tokenizer.learn(corpus, MERGES).save(run / "tokenizer.json")
 
@@ -80,11 +80,12 @@ def train_vae(run: Path, recipe: Recipe = vae.RECIPE, scenes: int = SCENES) -> N
 
     RUN/vae.safetensors.
     """
-    pictures = data.pictures(run / "data", "train", scenes)
+    pictures = data.pictures(run / "data", scenes)
     shown = pictures[:8]
 
     def draw(step: int, coder: VAE) -> None:
-        rebuilt = np.asarray(coder.decode(coder.encode(data.to_float(shown)).mean))
+        network = VAENetwork.of(coder)
+        rebuilt = np.asarray(network.decode(network.encode(data.to_float(shown)).mean))
         write_png(run / "vae" / f"{step:06}.png", grid(np.concatenate([shown, to_uint8(rebuilt)]), columns=8), None)
 
     trained = vae.train(tiny().vae, pictures, run / "vae", recipe, watch=draw)
@@ -99,13 +100,13 @@ def train_clip(
 
     `start` is a model of the same configuration whose encoders are gone on with; InputError for another.
     """
+    begun = _begun(run, start)
     tokenizer, config = _tokenizer(run)
-    begun = None if start is None else load(start)
     if begun and (begun.config.text, begun.config.vision, begun.tokenizer.merges) != (
         config.text, config.vision, tokenizer.merges
     ):
         raise InputError(f"{start}: its encoders are not those of {run}; start with a model of the same vocabulary")
-    pictures = data.pictures(run / "data", "train", scenes)
+    pictures = data.pictures(run / "data", scenes)
     text, image = clip.train(config.text, config.vision, tokenizer, pictures, run / "clip", recipe,
                              begun and (begun.text_encoder.module, begun.image_encoder.module))
     write_module(run / "text_encoder.safetensors", text)
@@ -117,21 +118,19 @@ def train_unet(
 ) -> None:
     """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model.
 
-    `start` is a model of the same configuration whose denoiser is gone on with; InputError for another.
+    `start` is a model of the same configuration whose denoiser is gone on with, and whose other parts are taken where
+    `run` has none of its own; InputError for another.
     """
+    begun = _begun(run, start)
     tokenizer, config = _tokenizer(run)
     text = read_module(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
     image = read_module(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
     coder = read_module(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
-    begun = None if start is None else load(start).unet
-    if begun and begun.config != config.unet:
-        raise InputError(f"{start}: its denoiser is {begun.config}, expected {config.unet}")
-    latents = latents_of(
-        run / "data" / f"latents-{scenes}.safetensors", coder, data.pictures(run / "data", "train", scenes),
-        run / "vae.safetensors",
-    )
+    if begun and begun.config.unet != config.unet:
+        raise InputError(f"{start}: its denoiser is {begun.config.unet}, expected {config.unet}")
+    latents = latents_of(run / "data" / "latents.safetensors", coder, data.pictures(run / "data", scenes))
 
     def assembled(denoiser: UNet) -> StableDiffusion:
         return StableDiffusion(config, tokenizer, TextNetwork.of(text), VAENetwork.of(coder), Network.of(denoiser),
@@ -139,20 +138,37 @@ def train_unet(
 
     trained = unet.train(config.unet, config.diffusion, text, tokenizer, latents, scale, run / "unet", recipe,
                          watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"),
-                         start=begun and begun.module)
+                         start=begun and begun.unet.module)
     native.save(assembled(trained), run / "model", "float16", replace=True)
 
 
 def train_judge(run: Path, recipe: Recipe = judge.RECIPE, scenes: int = SCENES) -> None:
     """Trains the judge on renders alone: RUN/judge.safetensors."""
-    judge.train(data.pictures(run / "data", "train", scenes), run / "judge", recipe).save(run / "judge.safetensors")
+    judge.train(data.pictures(run / "data", scenes), run / "judge", recipe).save(run / "judge.safetensors")
 
 
 def _draw(sd: StableDiffusion, path: Path) -> None:
     """A sheet of sixteen fresh scenes' captions, one object and two, drawn in 20 steps."""
     prompts = [describe(scene_at(1, "valid", i, count=1 + i // 8)) for i in range(16)]
-    pictures = sd.txt2img(prompts, steps=20, guidance_scale=4.0, sampler="dpmpp_2m")
+    pictures = sd.txt2img(prompts, steps=20, sampler="dpmpp_2m")
     write_png(path, grid(to_uint8(pictures), columns=8), {"prompt": "; ".join(prompts), "steps": 20})
+
+
+def _begun(run: Path, start: Path | None) -> StableDiffusion | None:
+    """The model to go on with; its parts are written to `run` where that has none of its own."""
+    if start is None:
+        return None
+    model = load(start)
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / "tokenizer.json").exists():
+        model.tokenizer.save(run / "tokenizer.json")
+    for name, network, about in (
+        ("vae", model.vae, {"scale": repr(model.config.vae.scale)}),
+        ("text_encoder", model.text_encoder, {}), ("image_encoder", model.image_encoder, {}),
+    ):
+        if network and not (run / f"{name}.safetensors").exists():
+            write_module(run / f"{name}.safetensors", network.module, about)
+    return model
 
 
 def _tokenizer(run: Path) -> tuple[Tokenizer, ModelConfig]:

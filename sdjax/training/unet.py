@@ -39,10 +39,10 @@ def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
 
 
 def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig, mostly_noisy: bool) -> jax.Array:
-    """Timesteps int32 [count] to learn at: each as likely, or as likely as it is high.
+    """Timesteps int32 [count] to learn at: uniform, or with a density that rises in proportion to t.
 
-    How many solids a picture has, which and where, is settled while it is still mostly noise; by then their looks
-    are not. An upscaler is told by the small picture what stands where.
+    How many solids a picture has and where they stand is settled while it is mostly noise, their edges later. An
+    upscaler is told by the small picture what stands where.
     """
     share = jax.random.uniform(key, (count,))
     return (diffusion.train_steps * (jnp.sqrt(share) if mostly_noisy else share)).astype(jnp.int32)

@@ -1,0 +1,106 @@
+"""What `make weights` runs, on small networks, a step each: from an empty folder to a model and its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from small_models import OPENCLIP, model, same
+
+import sdjax
+from sdjax import cli
+from sdjax.errors import InputError
+from sdjax.training import clip, judge, stages, unet, vae
+from sdjax.vae import Posterior
+
+STAGES = {"tokenizer": None, "vae": vae, "clip": clip, "unet": unet, "judge": judge}
+SCENES, BATCH = 6, 4
+
+
+def small(vocab_size=1024):
+    """The configuration of `tiny`, narrower: latents are 16 x 16 x 4 of pictures of 128 pixels."""
+    return dataclasses.replace(
+        OPENCLIP, name="tiny", image_size=128, vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 4, 8)),
+        text=dataclasses.replace(OPENCLIP.text, vocab_size=vocab_size, end_id=vocab_size - 1, padding="eos"),
+        vision=dataclasses.replace(OPENCLIP.vision, image_size=128, patch=32),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder in which every stage has run."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "tiny", small)
+        patch.setattr(stages, "CORPUS", 100)
+        for name, stage in STAGES.items():
+            if stage:
+                patch.setattr(stage, "RECIPE", dataclasses.replace(stage.RECIPE, batch=BATCH))
+            stages.run_stage(name, folder, steps=1, scenes=SCENES)
+    return folder
+
+
+def test_every_stage_leaves_its_part_its_curve_and_what_it_drew(run):
+    for name in ("vae", "clip", "unet", "judge"):
+        assert (run / name / "loss.png").exists() and (run / name / "loss.csv").read_text().startswith("1,")
+    assert (run / "vae" / "000001.png").exists() and (run / "unet" / "000001.png").exists()
+    sd = sdjax.load(run / "model")
+    assert sd.config.vae.scale != small().vae.scale  # it was measured
+    assert sd.txt2img("a red cube", steps=1).shape == (1, 128, 128, 3)
+
+
+def test_latents_are_made_again_for_another_autoencoder_only(run, monkeypatch):
+    made, nothing = [], np.zeros((SCENES, 1, 1, 1))
+    encode = lambda coder, pictures: made.append(coder) or Posterior(nothing, nothing)
+    monkeypatch.setattr("sdjax.training.parts.encode", encode)
+    monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
+    monkeypatch.setattr(stages, "tiny", small)
+    stages.run_stage("unet", run, steps=1, scenes=SCENES, start=run / "model")
+    assert made == []
+    stages.write_module(run / "vae.safetensors", model(small()).vae.module, {"scale": "1.0"})
+    stages.run_stage("unet", run, steps=1, scenes=SCENES, start=run / "model")
+    assert len(made) == 1
+
+
+def test_a_denoiser_goes_on_in_an_empty_folder_among_the_parts_that_it_was_trained_with(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "tiny", small)
+    monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
+    sdjax.save(sdjax.load(run / "model"), tmp_path / "base")
+    stages.run_stage("unet", tmp_path / "on", steps=1, scenes=SCENES, start=tmp_path / "base", seed=1)
+    first, second = sdjax.load(tmp_path / "base"), sdjax.load(tmp_path / "on" / "model")
+    same(first, second, ("text_encoder", "vae", "image_encoder"))
+    assert second.config == first.config and second.tokenizer.merges == first.tokenizer.merges
+
+
+def test_clip_needs_a_batch_of_scenes(run):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="at least the 64 of a batch"):
+        patch.setattr(stages, "tiny", small)
+        stages.run_stage("clip", run, steps=1, scenes=10)
+
+
+def test_evaluate_asks_the_judge_of_the_run_and_writes_the_table(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.common, "prepare", lambda: None)
+    monkeypatch.setattr(cli.common, "default_model", lambda: pytest.fail("there is a judge beside the model"))
+    monkeypatch.setattr(sys, "argv", ["sdjax", "evaluate", str(run / "model"), "--prompts", "2", "--only", "judge"])
+    cli.main()
+    report = json.loads((tmp_path / "outputs" / "evaluate.json").read_text())
+    assert report["settings"]["prompts"] == 2 and all(row["n"] == 2 for row in report["rows"])
+    assert report["rows"][0]["name"] in capsys.readouterr().out
+
+
+def test_one_caption_in_ten_is_left_out(monkeypatch):
+    """What guidance is made of, arXiv:2207.12598: some pictures are shown with the empty prompt."""
+    sd, batches = model(OPENCLIP), []
+    take = lambda recipe, start, loss, batch_at, *rest, **options: batches.extend(map(batch_at, range(100))) or start
+    monkeypatch.setattr(unet, "fit", take)
+    numbers = np.zeros((50, 4, 4, 4))
+    unet.train(
+        sd.config.unet, sd.config.diffusion, sd.text_encoder.module, sd.tokenizer, Posterior(numbers, numbers), 1.0,
+        None, start=sd.unet.module,
+    )
+    ids, empty = np.concatenate([batch["ids"] for batch in batches]), sd.tokenizer([""])
+    assert 0.07 < (ids == empty).all(axis=1).mean() < 0.13  # four standard deviations of 1,600
