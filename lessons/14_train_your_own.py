@@ -5,9 +5,10 @@
 # what the caption says.*
 #
 # From nothing to a Stable Diffusion that draws what it is asked: pictures and captions, a tokenizer, an autoencoder,
-# CLIP, a denoiser, and the pipeline around them. It is the recipe of the weights that ship, stage by stage, on a world
+# CLIP, a denoiser, and the pipeline around them. It is the recipe of the small model, stage by stage, on a world
 # of eight captions at 32 pixels, so that it is done in two minutes. Beside each stage stands the command that does
-# the same at full size; all of them together are `make weights`, which takes hours (`weights/README.md` says how many).
+# the same at full size; all of them together are `make weights`, an hour and a half at most on two cores
+# (`weights/README.md` says what comes of it, and how the weights that ship went on from there).
 #
 # About 2 minutes and 1.6 GB on two cores.
 
@@ -80,8 +81,8 @@ assert ids.shape == (COUNT, 12)
 # %% [markdown]
 # ## 3. The autoencoder
 #
-# `sdjax train vae` trains the convolutional one of lesson 2, half an hour. A minute allows less, so here is a small
-# autoencoder: cut the picture into squares of 4 x 4 pixels, 48 numbers each, and keep of each its coordinates
+# `sdjax train vae` trains the convolutional one of lesson 2, a quarter of an hour. A minute allows less, so here is a
+# small autoencoder: cut the picture into squares of 4 x 4 pixels, 48 numbers each, and keep of each its coordinates
 # along the 8 directions in which such squares differ most. Those directions need no training: they are the first
 # principal components. The best *linear* autoencoder is a singular value decomposition.
 #
