@@ -30,6 +30,7 @@ from sdjax.images import as_pictures
 from sdjax.request import Job
 from sdjax.samplers import SAMPLERS
 from sdjax.tokenizer import Tokenizer
+from sdjax.vae import Posterior
 
 Pictures = Float[np.ndarray, "b H W 3"]
 
@@ -252,6 +253,20 @@ class StableDiffusion:
             stage = "the VAE" if np.isfinite(scaled).all() else "the UNet"
             raise FloatingPointError(f"{stage} gave values that are not finite; load the weights with dtype float32")
         return np.clip(pictures, -1.0, 1.0)
+
+    def to_posterior(self, pictures: Pictures) -> Posterior:
+        """The VAE's Gaussian of unscaled latents of pictures in [-1, 1], in tiles as `to_pictures` decodes them."""
+        f, (height, width) = self.config.vae.factor, pictures.shape[1:3]
+        if max(height, width) <= WHOLE:
+            return self.vae.encode(pictures)
+        filled = tiling.padded(pictures, TILE)
+
+        def encoded(corner: tiling.Corner) -> np.ndarray:
+            return np.concatenate(self.vae.encode(tiling.Corner(*(f * n for n in corner)).of(filled)), axis=-1)
+
+        rows, columns = (side // f for side in filled.shape[1:3])
+        both = tiling.blended(rows, columns, TILE // f, TILE // f // 4, 1, encoded)[:, : height // f, : width // f]
+        return Posterior(*np.split(both, 2, axis=-1))
 
     # ---- how it is done ------------------------------------------------------------------------------------
 

@@ -212,7 +212,7 @@ def _encoded(sd: StableDiffusion, picture: np.ndarray, keys: Array, number: int)
 
     LDM draws too (scripts/img2img.py get_first_stage_encoding); each image has its own draw.
     """
-    posterior = sd.vae.encode(picture)
+    posterior = sd.to_posterior(picture)
     draw = samplers.noise(keys, number, posterior.mean.shape[1:])
     return sd.config.vae.scale * (posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draw)
 

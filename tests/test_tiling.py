@@ -43,6 +43,23 @@ def test_what_is_smaller_than_a_tile_repeats_its_last_row():
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (12, 5), (9, 14)])
+def test_a_large_picture_is_encoded_in_tiles_of_one_shape(monkeypatch, height, width):
+    sd = model(OPENCLIP)
+    f = sd.config.vae.factor
+    picture = np.random.default_rng(0).uniform(-1, 1, (1, f * height, f * width, 3)).astype(np.float32)
+    monkeypatch.setattr(pipeline, "WHOLE", 8 * f)
+    monkeypatch.setattr(pipeline, "TILE", 8 * f)
+    shapes, encode = set(), sd.vae.encode
+    monkeypatch.setattr(sd.vae, "encode", lambda x: shapes.add(x.shape) or encode(x))
+    tiled = sd.to_posterior(picture)
+    assert shapes == {(1, 8 * f, 8 * f, 3)}
+    assert tiled.mean.shape == tiled.log_variance.shape == (1, height, width, 4)
+    alone = encode(Corner(0, 0, 8 * f).of(padded(picture, 8 * f)))
+    for found, expected in zip(tiled, alone):  # the corner is seen by the first tile alone
+        np.testing.assert_allclose(found[:, 0, 0], expected[:, 0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (12, 5), (9, 14)])
 def test_a_large_picture_is_decoded_in_tiles_of_one_shape(monkeypatch, height, width):
     sd = model(OPENCLIP)
     f = sd.config.vae.factor
