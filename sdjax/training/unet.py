@@ -21,7 +21,7 @@ from sdjax.training.loop import Recipe, fit
 from sdjax.unet import UNet
 from sdjax.vae import VAE, Posterior
 
-RECIPE = Recipe(steps=4400, batch=16, learning_rate=7e-4, decay=0.35, save_every=550)
+RECIPE = Recipe(steps=4000, batch=16, learning_rate=7e-4, decay=0.35, save_every=500)
 # Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
 DROP = 0.1
 
