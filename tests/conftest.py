@@ -1,14 +1,23 @@
 """The tests compile hundreds of programs and run each once: compiling without optimising halves their time.
 
-And they run on a processor that pretends to be eight devices, so that pictures can be spread over them.
+What one file has compiled, the next ones find, in whichever worker they run. And they run on a processor that pretends
+to be eight devices, so that pictures can be spread over them.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers have it from the process that starts them
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sdjax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
 import jax
 
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

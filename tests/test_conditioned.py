@@ -10,6 +10,7 @@ from small_models import DEPTH, OPENCLIP, UPSCALER, model
 import sdjax
 from sdjax.config import inpainting
 from sdjax.errors import InputError
+from sdjax.hardware import Network
 from sdjax.images import shrunk
 from sdjax.toyworld import nearness, render, render_batch, scene_at, screen_box
 from sdjax.training import conditioned, unet, vae
@@ -69,7 +70,7 @@ def test_a_loud_new_channel_is_heard_from_the_start_and_the_others_are_as_they_w
 
 def test_a_widened_network_gives_what_it_gave_until_it_learns_otherwise():
     sd, draw = model(OPENCLIP), np.random.default_rng(0).standard_normal
-    wide = widened(sd.unet.module, inpainting(OPENCLIP, "nine").unet)
+    wide = Network.of(widened(sd.unet.module, inpainting(OPENCLIP, "nine").unet))
     x, more, text = (jnp.asarray(draw(shape), jnp.float32) for shape in ((1, 8, 8, 4), (1, 8, 8, 5), (1, 3, 8)))
     t = jnp.array([7])
     assert np.allclose(wide(jnp.concatenate([x, more], axis=-1), t, text), sd.unet(x, t, text), atol=1e-6)
