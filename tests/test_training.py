@@ -44,7 +44,7 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def learn(folder, recipe=RECIPE, die_at=None, die=interrupt, slope=3.0, begin=0.0):
+def learn(folder, recipe=RECIPE, die_at=None, die=interrupt, slope=3.0, begin=0.0, watch=None):
     line = Line()
     line.a[...] = jnp.full((1,), begin)
     graph, parameters = nnx.split(line)
@@ -58,7 +58,8 @@ def learn(folder, recipe=RECIPE, die_at=None, die=interrupt, slope=3.0, begin=0.
     def loss(parameters, _, batch, key):
         return jnp.mean((nnx.merge(graph, parameters).a[...] * batch["x"] - batch["y"]) ** 2)
 
-    return np.asarray(nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="line")).a[...])
+    trained = fit(recipe, parameters, loss, batch_at, folder, name="line", watch=watch)
+    return np.asarray(nnx.merge(graph, trained).a[...])
 
 
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
@@ -100,6 +101,13 @@ def test_steps_may_change_until_the_learning_rate_falls(tmp_path):
     assert np.array_equal(learn(tmp_path, longer), learn(tmp_path / "whole", longer))
     with pytest.raises(InputError, match="has begun to fall at step 20"):
         learn(tmp_path)
+
+
+def test_what_was_seen_at_a_checkpoint_can_be_kept(tmp_path):
+    kept = []
+    learn(tmp_path, watch=lambda step, average: kept.append((step, jax.tree.leaves(average)[0])))
+    assert [step for step, _ in kept] == [4, 8, 12]
+    assert len({float(a[0]) for _, a in kept}) == 3
 
 
 def test_a_run_draws_its_loss(tmp_path):

@@ -122,7 +122,7 @@ def fit(
                 _save(folder / CHECKPOINT, recipe, made_of, step + 1, tuple(tree))
                 plots.loss_curve(folder / LOG, folder / CURVE, name)
                 if watch:
-                    watch(step + 1, tree[1])
+                    watch(step + 1, jax.tree.map(jnp.copy, tree[1]))  # a copy, to keep: the next step takes the memory
     return tree[1]
 
 
