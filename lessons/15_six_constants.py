@@ -184,7 +184,7 @@ for name, decibels in psnr.items():
     print(f"{name}: {decibels:.1f} dB")
 assert psnr["padded on all sides"] < psnr["right"] - 3
 show(plots.pictures([picture, *rebuilt.values(), *error.values()],
-                    ["the picture", *rebuilt, *(f"error, {name}" for name in error)]),
+                    ["the picture", *rebuilt, "error, right", "error, all sides"]),
      f"A render of {describe(scene)}; rebuilt by the right VAE and by one whose encoder pads on all sides; and both "
      "errors: with the wrong padding every edge stands out, since the picture has moved.")
 guard("test_downsampling_pads_bottom_and_right_only_where_the_unet_pads_all_sides", "test_vae.py")

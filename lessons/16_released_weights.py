@@ -227,7 +227,7 @@ for part in ("text encoder", "VAE", "UNet"):
     axes.barh(["SD 1.x", "SD 2.x"], widths, left=left, label=part)
     left += widths
 axes.set_xlim(right=7)  # room for the names
-axes.legend(loc="center right")
+axes.legend(loc="lower right")
 show(figure, "Two bars of gigabytes, SD 1.x and SD 2.x, cut into text encoder, VAE and UNet; the UNet is most of each.")
 
 # %% [markdown]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -52,7 +53,8 @@ def test_every_stage_leaves_its_part_its_curve_and_what_it_drew(run):
     assert sd.txt2img("a red cube", steps=1).shape == (1, 128, 128, 3)
 
 
-def test_latents_are_made_again_for_another_autoencoder_only(run, monkeypatch):
+def test_latents_are_made_again_for_another_autoencoder_only(run, tmp_path, monkeypatch):
+    run = shutil.copytree(run, tmp_path / "run")
     made, nothing = [], np.zeros((SCENES, 1, 1, 1))
     encode = lambda coder, pictures: made.append(coder) or Posterior(nothing, nothing)
     monkeypatch.setattr("sdjax.training.parts.encode", encode)
@@ -73,6 +75,13 @@ def test_a_denoiser_goes_on_in_an_empty_folder_among_the_parts_that_it_was_train
     first, second = sdjax.load(tmp_path / "base"), sdjax.load(tmp_path / "on" / "model")
     same(first, second, ("text_encoder", "vae", "image_encoder"))
     assert second.config == first.config and second.tokenizer.merges == first.tokenizer.merges
+
+
+def test_another_kind_of_model_is_refused_before_its_parts_are_taken(tmp_path):
+    sdjax.save(model(OPENCLIP), tmp_path / "base")
+    with pytest.raises(InputError, match="its denoiser is"):
+        stages.run_stage("unet", tmp_path / "run", start=tmp_path / "base")
+    assert not (tmp_path / "run").exists()
 
 
 def test_clip_needs_a_batch_of_scenes(run):

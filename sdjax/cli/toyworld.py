@@ -30,14 +30,15 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where the table also goes, as JSON.")] = OUT / "evaluate.json",
 ) -> None:
     """Measure how well the small model draws what it is asked, by the judge."""
-    common.make_folder(out.parent)
     common.prepare()
     import sdjax
     from sdjax import evaluate as figures
 
     folder = model or common.default_model()
+    sd = sdjax.load(folder)
+    common.make_folder(out.parent)  # before hours of drawing
     report = figures.evaluate(
-        sdjax.load(folder), _judge(folder), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
+        sd, _judge(folder), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
         only=only or None,
     )
     print(figures.table(report))
@@ -67,10 +68,11 @@ def sweep(
     if out.suffix.lower() != ".png":
         raise InputError(f"--out: found {out}, expected a .png file")
     plots.figure()  # without matplotlib there is nothing to wait for
-    common.make_folder(out.parent)
     folder = model or common.default_model()
+    sd = sdjax.load(folder)
+    common.make_folder(out.parent)
     rows = guidance.sweep(
-        sdjax.load(folder), _judge(folder), scales=scale or guidance.SCALES, prompts=prompts, images=images,
+        sd, _judge(folder), scales=scale or guidance.SCALES, prompts=prompts, images=images,
         steps=steps, sampler=sampler, seed=seed,
     )
     print(guidance.table(rows))

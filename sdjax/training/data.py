@@ -10,8 +10,7 @@ from tqdm import tqdm
 from sdjax.errors import InputError
 from sdjax.files import clear_parts, written_whole
 from sdjax.toyworld import LANGUAGES, Scene, caption, render, scene_at
-
-SIZE = 128
+from sdjax.toyworld.judge import SIZE
 
 
 def train_scene(i: int) -> Scene:

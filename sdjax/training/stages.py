@@ -100,8 +100,8 @@ def train_clip(
 
     `start` is a model of the same configuration whose encoders are gone on with; InputError for another.
     """
-    begun = _begun(run, start)
     tokenizer, config = _tokenizer(run)
+    begun = None if start is None else load(start)
     if begun and (begun.config.text, begun.config.vision, begun.tokenizer.merges) != (
         config.text, config.vision, tokenizer.merges
     ):
@@ -121,15 +121,17 @@ def train_unet(
     `start` is a model of the same configuration whose denoiser is gone on with, and whose other parts are taken where
     `run` has none of its own; InputError for another.
     """
-    begun = _begun(run, start)
+    begun = None if start is None else load(start)
+    if begun and begun.config.unet != tiny().unet:
+        raise InputError(f"{start}: its denoiser is {begun.config.unet}, expected {tiny().unet}")
+    if begun:
+        _take_parts(run, begun)
     tokenizer, config = _tokenizer(run)
     text = read_module(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
     image = read_module(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
     coder = read_module(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
-    if begun and begun.config.unet != config.unet:
-        raise InputError(f"{start}: its denoiser is {begun.config.unet}, expected {config.unet}")
     latents = latents_of(run / "data" / "latents.safetensors", coder, data.pictures(run / "data", scenes))
 
     def assembled(denoiser: UNet) -> StableDiffusion:
@@ -154,11 +156,8 @@ def _draw(sd: StableDiffusion, path: Path) -> None:
     write_png(path, grid(to_uint8(pictures), columns=8), {"prompt": "; ".join(prompts), "steps": 20})
 
 
-def _begun(run: Path, start: Path | None) -> StableDiffusion | None:
-    """The model to go on with; its parts are written to `run` where that has none of its own."""
-    if start is None:
-        return None
-    model = load(start)
+def _take_parts(run: Path, model: StableDiffusion) -> None:
+    """Writes the parts of a model to `run`, those that it has none of: what its denoiser was trained with."""
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "tokenizer.json").exists():
         model.tokenizer.save(run / "tokenizer.json")
@@ -168,7 +167,6 @@ def _begun(run: Path, start: Path | None) -> StableDiffusion | None:
     ):
         if network and not (run / f"{name}.safetensors").exists():
             write_module(run / f"{name}.safetensors", network.module, about)
-    return model
 
 
 def _tokenizer(run: Path) -> tuple[Tokenizer, ModelConfig]:
