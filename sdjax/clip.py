@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.attention import attend, merge_heads, split_heads
 from sdjax.config import Activation, TextConfig, VisionConfig
-from sdjax.layers import Linear
+from sdjax.layers import Linear, lecun_normal
 
 LAYER_EPS = 1e-5
 NORMAL = nnx.initializers.normal(0.02)
@@ -131,7 +131,8 @@ class VisionEmbeddings(nnx.Module):
         places = (c.image_size // c.patch) ** 2 + 1
         self.class_embedding = nnx.Param(NORMAL(rngs.params(), (c.width,)))
         self.patch_embedding = nnx.Conv(
-            3, c.width, (c.patch, c.patch), strides=c.patch, padding="VALID", use_bias=False, rngs=rngs
+            3, c.width, (c.patch, c.patch), strides=c.patch, padding="VALID", use_bias=False,
+            kernel_init=lecun_normal, rngs=rngs,
         )
         self.position_embedding = nnx.Embed(places, c.width, embedding_init=NORMAL, rngs=rngs)
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from sdjax.attention import Attention
 from sdjax.config import MidasConfig
 from sdjax.errors import InputError
-from sdjax.layers import Linear, conv3x3, group_norm
+from sdjax.layers import Linear, conv1x1, conv3x3, group_norm, lecun_normal
 
 # timm/models/resnetv2.py, vision_transformer_hybrid.py: of the ResNet's group norms and of its kernels' variance.
 GROUP_EPS = 1e-5
@@ -80,8 +80,7 @@ class StdConv(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, *, rngs):
         self.stride = stride
-        init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs)))
+        self.kernel = nnx.Param(lecun_normal(rngs.params(), (size, size, inputs, outputs)))
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W o"]:
         kernel = self.kernel[...].astype(jnp.float32)
@@ -173,7 +172,7 @@ class Transformer(nnx.Module):
     def __init__(self, c: MidasConfig, *, rngs):
         self.hooks = c.hooks
         places = (c.image_size // 16) ** 2
-        self.project = nnx.Conv(c.stages[-1], c.width, (1, 1), rngs=rngs)
+        self.project = conv1x1(c.stages[-1], c.width, rngs=rngs)
         self.cls_token = nnx.Param(NORMAL(rngs.params(), (1, 1, c.width)))
         self.pos_embed = nnx.Param(NORMAL(rngs.params(), (1, 1 + places, c.width)))
         self.blocks = nnx.List([Block(c, rngs=rngs) for _ in range(c.layers)])
@@ -200,7 +199,7 @@ class Reassemble(nnx.Module):
 
     def __init__(self, width: int, *, halve: bool, rngs):
         self.readout = Linear(2 * width, width, rngs=rngs)
-        self.project = nnx.Conv(width, width, (1, 1), rngs=rngs)
+        self.project = conv1x1(width, width, rngs=rngs)
         self.halve = conv3x3(width, width, stride=2, rngs=rngs) if halve else None
 
     def __call__(self, states: Float[Array, "b n d"], h: int, w: int) -> Float[Array, "b H W d"]:
@@ -231,7 +230,7 @@ class Fusion(nnx.Module):
     def __init__(self, width: int, *, lowest: bool, rngs):
         self.on_map = None if lowest else ResidualConv(width, rngs=rngs)
         self.on_sum = ResidualConv(width, rngs=rngs)
-        self.out_conv = nnx.Conv(width, width, (1, 1), rngs=rngs)
+        self.out_conv = conv1x1(width, width, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b h w f"], below: Float[Array, "b h w f"] | None
@@ -247,7 +246,8 @@ class Head(nnx.Module):
         self.conv1 = conv3x3(c.features, c.features // 2, rngs=rngs)
         self.conv2 = conv3x3(c.features // 2, c.head, rngs=rngs)
         # Starts above 0: where the last relu is 0, nothing would be learnt.
-        self.conv3 = nnx.Conv(c.head, 1, (1, 1), bias_init=nnx.initializers.ones_init(), rngs=rngs)
+        ones = nnx.initializers.ones_init()
+        self.conv3 = nnx.Conv(c.head, 1, (1, 1), kernel_init=lecun_normal, bias_init=ones, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w f"]) -> Float[Array, "b 2h 2w"]:
         x = nnx.relu(self.conv2(doubled(self.conv1(x))))
@@ -268,7 +268,8 @@ class Midas(nnx.Module):
         self.transformer = Transformer(c, rngs=rngs)
         self.reassemble = nnx.List([Reassemble(c.width, halve=halve, rngs=rngs) for halve in (False, True)])
         self.convs = nnx.List([
-            nnx.Conv(width, c.features, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, rngs=rngs)
+            nnx.Conv(width, c.features, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, kernel_init=lecun_normal,
+                     rngs=rngs)
             for width in widths
         ])
         # In the order of the data: from the coarsest map to the finest, as the encoder's maps backwards.

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from sdjax.attention import Attention
 from sdjax.config import VAEConfig
-from sdjax.layers import ResBlock, Upsample, conv3x3, group_norm
+from sdjax.layers import ResBlock, Upsample, conv1x1, conv3x3, group_norm
 
 # model.py `Normalize`: 1e-6 in the VAE, where the UNet's residual blocks have 1e-5.
 EPS = 1e-6
@@ -150,8 +150,8 @@ class VAE(nnx.Module):
         self.config = config
         z = config.latent_channels
         self.encoder = Encoder(config, rngs=rngs)
-        self.quant_conv = nnx.Conv(2 * z, 2 * z, (1, 1), rngs=rngs)
-        self.post_quant_conv = nnx.Conv(z, z, (1, 1), rngs=rngs)
+        self.quant_conv = conv1x1(2 * z, 2 * z, rngs=rngs)
+        self.post_quant_conv = conv1x1(z, z, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 
     def encode(self, pictures: Float[Array, "b H W 3"]) -> Posterior:

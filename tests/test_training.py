@@ -18,6 +18,7 @@ from PIL import Image
 
 from sdjax.config import DiffusionConfig
 from sdjax.errors import InputError
+from sdjax.layers import lecun_normal
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import Scene, Solid, is_held_out, render, scene_at
 from sdjax.training import unet
@@ -213,3 +214,15 @@ def test_pictures_are_drawn_once_and_then_mapped(tmp_path):
     assert np.array_equal(pictures(tmp_path, 3), first)
     assert np.array_equal(first[2], render(train_scene(2))[0])
     assert [(p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir()] == before
+
+
+def test_kernels_begin_as_flax_would_draw_them():
+    shape = (3, 3, 64, 128)
+    drawn, flax = (np.asarray(f(jax.random.key(1), shape)) for f in (lecun_normal, nnx.initializers.lecun_normal()))
+    assert abs(drawn.std() * np.sqrt(3 * 3 * 64) - 1) < 0.01 and abs(drawn.mean()) < 1e-3
+    assert np.abs(drawn).max() == pytest.approx(np.abs(flax).max(), rel=1e-2), "cut off at the same place"
+    assert (drawn == lecun_normal(jax.random.key(1), shape)).all()
+    assert (drawn != lecun_normal(jax.random.key(2), shape)).any()
+    assert not (drawn[0, 0] == drawn[1, 1]).any()
+    traced = jax.jit(lecun_normal, static_argnums=1)(jax.random.key(1), shape)
+    assert abs(np.asarray(traced).std() / drawn.std() - 1) < 0.01, "in a program too, by JAX's own generator"

@@ -3,9 +3,10 @@
 `make tpu-check` asks the compiler in the package libtpu, which runs on any Linux machine, for the whole program (text
 encoder, loop, VAE) of a model loaded as bfloat16, on one chip of a TPU v5e and on meshes of them. It prints what the
 compiler says: bytes for weights and inputs, bytes for everything between, bytes moved, and exchanges between chips. It
-fails where a chip's 16 GB are too few, or where the chips talk.
+fails where a chip's 16 GB are too few, or where the chips talk. With --unet it asks for one forward pass of SD 1.5's
+UNet first, and fails where attention keeps its logits: those of the plain graph alone take 2.2 GB.
 
-    python tests/tpu_check.py tiny --chips 1            # a minute or two
+    python tests/tpu_check.py tiny --chips 1 --unet     # a few minutes
     python tests/tpu_check.py sd1 sd2-768 --chips 1 4 8 # an hour
 """
 
@@ -17,7 +18,7 @@ import os
 import re
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
 
 # There is no TPU to be asked what it is, and this process computes nothing.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
@@ -42,6 +43,7 @@ from sdjax.vae import VAE
 MODELS = {"tiny": tiny, "sd1": sd1, "sd2-768": sd2}
 TOPOLOGY = {1: "v5e:2x2", 4: "v5e:2x2", 8: "v5e:2x4"}
 HBM = 16e9  # bytes of a v5e chip: cloud.google.com/tpu/docs/v5e
+BETWEEN = 0.3e9  # bytes that a forward pass of SD 1.5's UNet may keep between its operations, for two latents
 STEPS = 50
 
 
@@ -65,6 +67,13 @@ def program(c: ModelConfig, graphs: dict, per_chip: int):
     return draw
 
 
+def network(name: str, build: Callable, everywhere: NamedSharding) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of a network, and its weights as shapes in the dtype that it has on a TPU."""
+    graph, state = tree.abstract(build)
+    dtype = dtype_of(name, "bfloat16")
+    return graph, jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=everywhere), state)
+
+
 def shapes(c: ModelConfig, mesh: Mesh, per_chip: int) -> tuple[dict, tuple]:
     """The structure of the three networks, and every argument as a shape with its place on the mesh."""
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(PICTURES))
@@ -73,9 +82,7 @@ def shapes(c: ModelConfig, mesh: Mesh, per_chip: int) -> tuple[dict, tuple]:
         ("text", lambda rngs: TextEncoder(c.text, rngs=rngs)), ("unet", lambda rngs: UNet(c.unet, rngs=rngs)),
         ("vae", lambda rngs: VAE(c.vae, rngs=rngs)),
     ):
-        graphs[name], state = tree.abstract(build)
-        place = partial(jax.ShapeDtypeStruct, dtype=dtype_of(name, "bfloat16"), sharding=everywhere)
-        states[name] = jax.tree.map(lambda s, place=place: place(s.shape), state)
+        graphs[name], states[name] = network(name, build, everywhere)
     b = per_chip * mesh.size
     keys = jax.eval_shape(lambda: samplers.image_keys(0, 0, b))
     table = samplers.ddim_plan(c.diffusion, STEPS)
@@ -86,11 +93,29 @@ def shapes(c: ModelConfig, mesh: Mesh, per_chip: int) -> tuple[dict, tuple]:
     )
 
 
+def mesh_of(chips: int) -> Mesh:
+    """So many chips of a TPU v5e that is not there."""
+    found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY[chips]).devices
+    return Mesh(np.array(found[:chips]), (PICTURES,), axis_types=(AxisType.Auto,))
+
+
+def check_unet() -> bool:
+    """Compiles one forward pass of SD 1.5's UNet for two latents; whether it keeps little enough."""
+    c, place = sd1(), NamedSharding(mesh_of(1), P())
+    graph, state = network("unet", lambda rngs: UNet(c.unet, rngs=rngs), place)
+    given = [((2, 64, 64, 4), jnp.float32), ((2,), jnp.int32), ((2, 77, c.unet.context_width), jnp.bfloat16)]
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in given]
+    began = time.perf_counter()
+    compiled = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args)).lower(state, *arguments).compile()
+    kept = compiled.memory_analysis().temp_size_in_bytes
+    print(f"sd1      one UNet step of two latents: {kept / 1e9:.2f} GB between, at most {BETWEEN / 1e9:.1f}; "
+          f"{time.perf_counter() - began:.0f} s", flush=True)
+    return kept <= BETWEEN
+
+
 def check(name: str, chips: int, per_chip: int) -> bool:
     """Compiles one model for one number of chips, prints what it needs; whether it fits."""
-    c = MODELS[name]()
-    found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY[chips]).devices
-    mesh = Mesh(np.array(found[:chips]), (PICTURES,), axis_types=(AxisType.Auto,))
+    c, mesh = MODELS[name](), mesh_of(chips)
     graphs, arguments = shapes(c, mesh, per_chip)
     began = time.perf_counter()
     try:
@@ -115,12 +140,14 @@ def main() -> None:
     parser.add_argument("models", nargs="+", choices=MODELS)
     parser.add_argument("--chips", nargs="+", type=int, default=[1, 4, 8], choices=TOPOLOGY)
     parser.add_argument("--pictures", type=int, default=4, help="pictures on each chip")
+    parser.add_argument("--unet", action="store_true", help="also one UNet step of SD 1.5")
     given = parser.parse_args()
     if importlib.util.find_spec("libtpu") is None:
         print('tpu-check: skipped, libtpu is not installed; pip install "sdjax[tpu]"')
         return
-    fits = [check(name, chips, given.pictures) for name in given.models for chips in given.chips]
-    sys.exit(0 if all(fits) else "tpu-check: a program above does not fit its chip, or its chips talk")
+    fits = [check_unet()] if given.unet else []
+    fits += [check(name, chips, given.pictures) for name in given.models for chips in given.chips]
+    sys.exit(0 if all(fits) else "tpu-check: a program above needs too much memory, or its chips talk")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -124,7 +125,7 @@ class Part:
                     rank = len(sizes[parameter])
                     array = array.reshape(array.shape[:rank]).transpose(FROM_TORCH[rank])
                 # Waiting, so that one copy at most is under way.
-                arrays[parameter] = jnp.asarray(array).block_until_ready()
+                arrays[parameter] = jax.device_put(array).block_until_ready()
         return KINDS[self.name][1](self.graph, tree.fill(self.state, arrays, str(self.file.path)), self.config)
 
 

@@ -51,6 +51,7 @@ MAX_HEADER = 100_000_000  # bytes; the limit of the format's own library
 MAX_RANK = 32
 MAX_ELEMENTS = 2**59  # beyond any file, and times 8 bytes still inside NumPy's 64-bit sizes
 CHUNK = 2**18  # bytes read, checked and cast at a time: small enough to stay in a core's cache
+ALIGNMENT = 64  # bytes; on a CPU, JAX takes an array that begins at a multiple of this as it is, and copies another
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 CONVERT = (
@@ -130,7 +131,7 @@ class SafetensorsFile:
         NaN or infinity once cast (so also where float16 is asked for and a value is above 65504).
         """
         entry = self._entry(name)
-        result = np.empty(entry.shape, entry.dtype if dtype is None else dtype)
+        result = _empty(entry.shape, np.dtype(entry.dtype if dtype is None else dtype))
         flat = result.reshape(-1)
         step = CHUNK // max(entry.dtype.itemsize, result.itemsize)
         buffer = np.empty(min(step, flat.size), entry.dtype)
@@ -245,6 +246,14 @@ def write_safetensors(
                     " infinite, expected finite numbers"
                 )
             file.write(array.view(np.uint8))
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As np.empty, at a multiple of ALIGNMENT."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % ALIGNMENT
+    return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _regular_size(path: Path) -> int:

@@ -22,7 +22,7 @@ from sdjax.checkpoint import tree
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.errors import InputError
 from sdjax.hardware import Network
-from sdjax.layers import ResBlock, conv3x3
+from sdjax.layers import Linear, ResBlock, conv3x3
 from sdjax.toyworld.scene import (
     CAMERA,
     COLOURS,
@@ -91,8 +91,8 @@ class Detector(nnx.Module):
         self.conv2 = conv3x3(first, second, stride=2, rngs=rngs)
         self.conv3 = conv3x3(second, third, stride=2, rngs=rngs)
         self.blocks = nnx.List([ResBlock(third, third, groups=8, eps=1e-6, rngs=rngs) for _ in range(BLOCKS)])
-        self.cells = nnx.Linear(third, 1 + len(COLOURS) + len(SHAPES) + len(SIZES) + 2, rngs=rngs)
-        self.night = nnx.Linear(third, 1, rngs=rngs)
+        self.cells = Linear(third, 1 + len(COLOURS) + len(SHAPES) + len(SIZES) + 2, rngs=rngs)
+        self.night = Linear(third, 1, rngs=rngs)
 
     def __call__(self, pictures: Float[Array, "b 128 128 3"]) -> Grid:
         b, half = len(pictures), SIZE // 2

@@ -39,7 +39,7 @@ from sdjax.toyworld.scene import pick
 from sdjax.training.data import captions, step_rng, to_float, train_scene
 from sdjax.training.loop import Recipe, fit
 
-RECIPE = Recipe(steps=1000, batch=64, learning_rate=1e-3, warmup=100, weight_decay=0.05)
+RECIPE = Recipe(steps=1000, batch=64, learning_rate=2e-3, warmup=100, weight_decay=0.05, muon=True)
 # What can be wrong in a caption, each as likely as its share: shapes are what is hardest to see.
 WRONG = ("shape", "shape", "shape", "colour", "colours", "relation", "size", "time")
 # Nothing behind the end token reaches a sentence's vector, since the transformer is causal: training on the
