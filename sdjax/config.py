@@ -181,7 +181,7 @@ def tiny(vocab_size: int = 1024) -> ModelConfig:
         ),
         vae=VAEConfig(channels=(16, 32, 64, 64), blocks=1, groups=8, scale=1.0),
         unet=UNetConfig(
-            channels=(64, 128, 192), attention=(False, True, True), heads=(2, 4, 6),
+            channels=(48, 96, 144), attention=(False, True, True), heads=(2, 4, 6),
             cross_only=(False, False, False), blocks=1, context_width=128, groups=16,
             linear_projection=True,
         ),
