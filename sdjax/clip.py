@@ -13,10 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.attention import attend, merge_heads, split_heads
 from sdjax.config import Activation, TextConfig, VisionConfig
-from sdjax.layers import Linear, lecun_normal
+from sdjax.layers import Linear, lecun_normal, normal
 
 LAYER_EPS = 1e-5
-NORMAL = nnx.initializers.normal(0.02)
 
 
 def activate(x: Array, name: Activation) -> Array:
@@ -85,8 +84,8 @@ class TextEmbeddings(nnx.Module):
     """A vector for each token plus a vector for each of the 77 places."""
 
     def __init__(self, c: TextConfig, *, rngs):
-        self.token_embedding = nnx.Embed(c.vocab_size, c.width, embedding_init=NORMAL, rngs=rngs)
-        self.position_embedding = nnx.Embed(c.context_length, c.width, embedding_init=NORMAL, rngs=rngs)
+        self.token_embedding = nnx.Embed(c.vocab_size, c.width, embedding_init=normal, rngs=rngs)
+        self.position_embedding = nnx.Embed(c.context_length, c.width, embedding_init=normal, rngs=rngs)
 
     def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         return self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
@@ -129,12 +128,12 @@ class VisionEmbeddings(nnx.Module):
     def __init__(self, c: VisionConfig, *, rngs):
         self.patch = c.patch
         places = (c.image_size // c.patch) ** 2 + 1
-        self.class_embedding = nnx.Param(NORMAL(rngs.params(), (c.width,)))
+        self.class_embedding = nnx.Param(normal(rngs.params(), (c.width,)))
         self.patch_embedding = nnx.Conv(
             3, c.width, (c.patch, c.patch), strides=c.patch, padding="VALID", use_bias=False,
             kernel_init=lecun_normal, rngs=rngs,
         )
-        self.position_embedding = nnx.Embed(places, c.width, embedding_init=NORMAL, rngs=rngs)
+        self.position_embedding = nnx.Embed(places, c.width, embedding_init=normal, rngs=rngs)
 
     def __call__(self, pictures: Float[Array, "b s s 3"]) -> Float[Array, "b n d"]:
         # A convolution whose stride is its width is one matrix for every patch; XLA's CPU backend is far slower

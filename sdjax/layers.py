@@ -17,11 +17,21 @@ ZEROS = nnx.initializers.zeros_init()
 CUT_OFF = 0.87962566103423978
 
 
-def lecun_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def normal(key: jax.Array | None, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Embeddings at the start of training: a normal of deviation 0.02, as CLIP's; zeros without a key."""
+    if key is None:
+        return jnp.zeros(shape, dtype)
+    return nnx.initializers.normal(0.02)(key, shape, dtype)
+
+
+def lecun_normal(key: jax.Array | None, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """Kernels at the start of training: a normal cut off at 2 deviations, of variance 1 / fan-in, as flax draws them.
 
     NumPy draws the numbers, since XLA compiles a program for every shape: a quarter of a minute for a small UNet.
+    Without a key they are zeros.
     """
+    if key is None:
+        return jnp.zeros(shape, dtype)
     seed = jax.random.key_data(key)
     if isinstance(seed, jax.core.Tracer):  # only the shape is wanted, or a program is being built
         return nnx.initializers.lecun_normal()(key, shape, dtype)

@@ -25,13 +25,12 @@ from jaxtyping import Array, Float
 from sdjax.attention import Attention
 from sdjax.config import MidasConfig
 from sdjax.errors import InputError
-from sdjax.layers import Linear, conv1x1, conv3x3, group_norm, lecun_normal
+from sdjax.layers import Linear, conv1x1, conv3x3, group_norm, lecun_normal, normal
 
 # timm/models/resnetv2.py, vision_transformer_hybrid.py: of the ResNet's group norms and of its kernels' variance.
 GROUP_EPS = 1e-5
 KERNEL_EPS = 1e-8
 STRIDE = 32  # pixels, each way, that one value of the coarsest map stands for
-NORMAL = nnx.initializers.normal(0.02)
 
 Method = Literal["bilinear", "bilinear, corners aligned", "bicubic"]
 
@@ -173,8 +172,8 @@ class Transformer(nnx.Module):
         self.hooks = c.hooks
         places = (c.image_size // 16) ** 2
         self.project = conv1x1(c.stages[-1], c.width, rngs=rngs)
-        self.cls_token = nnx.Param(NORMAL(rngs.params(), (1, 1, c.width)))
-        self.pos_embed = nnx.Param(NORMAL(rngs.params(), (1, 1 + places, c.width)))
+        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, c.width)))
+        self.pos_embed = nnx.Param(normal(rngs.params(), (1, 1 + places, c.width)))
         self.blocks = nnx.List([Block(c, rngs=rngs) for _ in range(c.layers)])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> list[Float[Array, "b n d"]]:

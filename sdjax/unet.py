@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.attention import Attention
 from sdjax.config import UNetConfig
-from sdjax.layers import ZEROS, Linear, ResBlock, Upsample, conv3x3, group_norm
+from sdjax.layers import ZEROS, Linear, ResBlock, Upsample, conv3x3, group_norm, normal
 
 RES_EPS = 1e-5  # util.py GroupNorm32 keeps torch's default
 TRANSFORMER_EPS = 1e-6  # attention.py `Normalize` does not
@@ -211,7 +211,8 @@ class UNet(nnx.Module):
         n = len(c.channels)
         self.conv_in = conv3x3(c.in_channels, c.channels[0], rngs=rngs)
         self.time_embedding = TimestepMLP(c.channels[0], rngs=rngs)
-        self.class_embedding = nnx.Embed(c.classes, 4 * c.channels[0], rngs=rngs) if c.classes else None
+        width = 4 * c.channels[0]
+        self.class_embedding = nnx.Embed(c.classes, width, embedding_init=normal, rngs=rngs) if c.classes else None
         self.down_blocks = nnx.List([Block(row, c, rngs=rngs) for row in table[:n]])
         self.mid_block = Block(table[n], c, rngs=rngs)
         self.up_blocks = nnx.List([Block(row, c, rngs=rngs) for row in table[n + 1 :]])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from golden import randomised
 
 from sdjax import pipeline, request, samplers
@@ -282,3 +283,9 @@ def test_a_model_that_predicts_v_shows_one_prediction_as_noise_where_there_is_no
     assert np.allclose(s.eps_text, a**0.5 * v + (1 - a) ** 0.5 * noise, atol=1e-5)
     assert (s.eps_uncond == s.eps_text).all()
     assert s.attention is None
+
+
+def test_a_networks_structure_is_hashed_once_and_not_at_every_step(sd, walk, monkeypatch):
+    monkeypatch.setattr(nnx.GraphDef, "__hash__", lambda graph: pytest.fail("counted anew"))
+    again = list(sd.txt2img_steps("a red cube", negative_prompt="blue", steps=3, attention=True))
+    assert (again[-1].latents == walk[-1].latents).all()
