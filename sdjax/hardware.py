@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import partial
+from collections.abc import Callable
+from functools import wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -100,7 +101,25 @@ def dtype_of(part: str, dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if part in EXACT else as_dtype(dtype)
 
 
-@partial(jax.jit, static_argnames=("graph", "method", "static"))
+def compiled(*static: str) -> Callable[[Callable], Callable]:
+    """`jax.jit` in which float32 is float32 on every platform; `static` are the names of static arguments.
+
+    By default a TPU rounds the factors of a float32 product to bfloat16, and a GPU of a convolution to TF32. A CPU does
+    not, and products of bfloat16 are the same either way.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def exact(*args: Any, **kwargs: Any) -> Any:
+            with jax.default_matmul_precision("highest"):
+                return function(*args, **kwargs)
+
+        return jax.jit(exact, static_argnames=static)
+
+    return decorate
+
+
+@compiled("graph", "method", "static")
 def _call(graph: nnx.GraphDef, method: str, static: tuple, state: nnx.State, args: tuple) -> Any:
     return getattr(nnx.merge(graph, state), method)(*args, **dict(static))
 

@@ -25,7 +25,7 @@ from sdjax import midas, request, samplers, tiling
 from sdjax.clip import cosine
 from sdjax.config import ModelConfig
 from sdjax.errors import InputError
-from sdjax.hardware import Network, TextNetwork, VAENetwork, device_mesh, spread_rows
+from sdjax.hardware import Network, TextNetwork, VAENetwork, compiled, device_mesh, spread_rows
 from sdjax.images import as_pictures
 from sdjax.request import Job
 from sdjax.samplers import SAMPLERS
@@ -61,7 +61,7 @@ class Snapshot:
         return self._finish(self.latents)
 
 
-@partial(jax.jit, static_argnames=("graph", "attention"))
+@compiled("graph", "attention")
 def _predict(graph, state, x, t, texts, beside, classes, attention: bool):
     """Both predictions of one forward pass, without and with the prompt; the same one twice where `texts` has one row.
 
@@ -80,13 +80,13 @@ def _predict(graph, state, x, t, texts, beside, classes, attention: bool):
     return split(both)[:, 0], split(both)[:, -1], jax.tree.map(lambda p: split(p)[:, -1], maps)
 
 
-@partial(jax.jit, static_argnames=("graph", "sampler", "kind"))
+@compiled("graph", "sampler", "kind")
 def _scan(graph, sampler, kind, state, x, texts, beside, classes, keep, table, guidance, eta, keys):
     predict = lambda x, t: _predict(graph, state, x, t, texts, beside, classes, False)
     return samplers.scan(predict, SAMPLERS[sampler].step, kind, x, table, guidance, eta, keys, keep)
 
 
-@partial(jax.jit, static_argnames=("graph", "sampler", "kind", "attention"))
+@compiled("graph", "sampler", "kind", "attention")
 def _advance(
     graph, sampler, kind, attention, state, x, x0_last, row, texts, beside, classes, keep, guidance, eta, keys
 ):

@@ -1,6 +1,7 @@
 """The parts put together, on a random model of a few thousand parameters."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 from golden import randomised
 
-from sdjax import pipeline, request, samplers
+from sdjax import hardware, pipeline, request, samplers
 from sdjax.clip import ImageEncoder, TextEncoder
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig, sd1, x4_upscaler
 from sdjax.errors import InputError
@@ -289,3 +290,12 @@ def test_a_networks_structure_is_hashed_once_and_not_at_every_step(sd, walk, mon
     monkeypatch.setattr(nnx.GraphDef, "__hash__", lambda graph: pytest.fail("counted anew"))
     again = list(sd.txt2img_steps("a red cube", negative_prompt="blue", steps=3, attention=True))
     assert (again[-1].latents == walk[-1].latents).all()
+
+
+def test_products_of_float32_are_float32_on_every_platform(sd):
+    x, texts, t = jnp.zeros((1, 4, 4, 4)), jnp.zeros((1, 2, 77, 8)), jnp.zeros(1, jnp.int32)
+    unet = pipeline._predict.lower(sd.unet.graph, sd.unet.state, x, t, texts, None, None, False).as_text()
+    vae = hardware._call.lower(sd.vae.graph, "decode", (), sd.vae.state, (x,)).as_text()
+    for program in (unet, vae):
+        products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", program)
+        assert products and all(line.count("HIGHEST") == 2 for line in products)

@@ -67,8 +67,14 @@ def test_latents_are_made_again_for_another_autoencoder_only(run, tmp_path, monk
     assert len(made) == 1
 
 
+def wider(vocab_size=1024):
+    """What `tiny` was when the shipped denoiser was begun: another width."""
+    c = small(vocab_size)
+    return dataclasses.replace(c, unet=dataclasses.replace(c.unet, channels=tuple(2 * n for n in c.unet.channels)))
+
+
 def test_a_denoiser_goes_on_in_an_empty_folder_among_the_parts_that_it_was_trained_with(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "tiny", small)
+    monkeypatch.setattr(stages, "tiny", wider)
     monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
     sdjax.save(sdjax.load(run / "model"), tmp_path / "base")
     stages.run_stage("unet", tmp_path / "on", steps=1, scenes=SCENES, start=tmp_path / "base", seed=1)

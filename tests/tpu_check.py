@@ -36,7 +36,7 @@ from sdjax import pipeline, samplers
 from sdjax.checkpoint import tree
 from sdjax.clip import TextEncoder
 from sdjax.config import ModelConfig, sd1, sd2, tiny
-from sdjax.hardware import PICTURES, dtype_of
+from sdjax.hardware import PICTURES, compiled, dtype_of
 from sdjax.unet import UNet
 from sdjax.vae import VAE
 
@@ -61,7 +61,8 @@ def program(c: ModelConfig, graphs: dict, per_chip: int):
         )
         # One picture at a time on every chip, so that the decoder's memory does not grow with the batch.
         turns = (latents / c.vae.scale).reshape(b // per_chip, per_chip, *latents.shape[1:]).swapaxes(0, 1)
-        pictures = jax.lax.map(lambda z: nnx.merge(graphs["vae"], states["vae"]).decode(z), turns)
+        decode = compiled()(lambda z: nnx.merge(graphs["vae"], states["vae"]).decode(z))
+        pictures = jax.lax.map(decode, turns)
         return pictures.swapaxes(0, 1).reshape(b, *pictures.shape[2:])
 
     return draw
@@ -106,8 +107,8 @@ def check_unet() -> bool:
     given = [((2, 64, 64, 4), jnp.float32), ((2,), jnp.int32), ((2, 77, c.unet.context_width), jnp.bfloat16)]
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in given]
     began = time.perf_counter()
-    compiled = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args)).lower(state, *arguments).compile()
-    kept = compiled.memory_analysis().temp_size_in_bytes
+    built = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args)).lower(state, *arguments).compile()
+    kept = built.memory_analysis().temp_size_in_bytes
     print(f"sd1      one UNet step of two latents: {kept / 1e9:.2f} GB between, at most {BETWEEN / 1e9:.1f}; "
           f"{time.perf_counter() - began:.0f} s", flush=True)
     return kept <= BETWEEN
@@ -119,15 +120,15 @@ def check(name: str, chips: int, per_chip: int) -> bool:
     graphs, arguments = shapes(c, mesh, per_chip)
     began = time.perf_counter()
     try:
-        compiled = jax.jit(program(c, graphs, per_chip)).lower(*arguments).compile()
+        built = jax.jit(program(c, graphs, per_chip)).lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         print(f"{name:<8} {chips} chip(s), {per_chip} pictures each: {str(error).splitlines()[0]}", flush=True)
         return False
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory, text = built.memory_analysis(), built.as_text()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     exchanges = r" (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
     talk = len(re.findall(exchanges, text))
-    moved = compiled.cost_analysis().get("bytes accessed", float("nan"))
+    moved = built.cost_analysis().get("bytes accessed", float("nan"))
     given, between = memory.argument_size_in_bytes / 1e9, memory.temp_size_in_bytes / 1e9
     took = time.perf_counter() - began
     print(f"{name:<8} {chips} chip(s), {per_chip} pictures each: {used / 1e9:.2f} GB a chip (weights, inputs"

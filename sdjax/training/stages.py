@@ -118,20 +118,22 @@ def train_unet(
 ) -> None:
     """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model.
 
-    `start` is a model of the same configuration whose denoiser is gone on with, and whose other parts are taken where
-    `run` has none of its own; InputError for another.
+    `start` is a model of the same kind whose denoiser, of any width, is gone on with, and whose other parts are taken
+    where `run` has none of its own; InputError for another.
     """
-    begun = None if start is None else load(start)
-    if begun and begun.config.unet != tiny().unet:
-        raise InputError(f"{start}: its denoiser is {begun.config.unet}, expected {tiny().unet}")
+    begun, kind = None if start is None else load(start), tiny().unet
     if begun:
+        own = begun.config.unet
+        if dataclasses.replace(own, channels=kind.channels, heads=kind.heads) != kind:
+            raise InputError(f"{start}: its denoiser is {own}, expected one like {kind}")
         _take_parts(run, begun)
+        kind = own
     tokenizer, config = _tokenizer(run)
     text = read_module(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
     image = read_module(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
     coder = read_module(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
-    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale), unet=kind)
     latents = latents_of(run / "data" / "latents.safetensors", coder, data.pictures(run / "data", scenes))
 
     def assembled(denoiser: UNet) -> StableDiffusion:
