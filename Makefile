@@ -78,7 +78,7 @@ $(VENV)-tpu/.done: pyproject.toml
 MODELS ?= tiny
 CHIPS  ?= 1 4 8
 tpu-check: $(VENV)-tpu/.done
-	$(VENV)-tpu/bin/python tests/tpu_check.py $(MODELS) --chips $(CHIPS)
+	$(VENV)-tpu/bin/python tests/tpu_check.py $(MODELS) --chips $(CHIPS) --unet
 
 clean:
 	rm -rf .venv* build dist *.egg-info

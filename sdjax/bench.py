@@ -22,7 +22,7 @@ from flax import nnx
 from sdjax.checkpoint import tree
 from sdjax.clip import TextEncoder
 from sdjax.config import ModelConfig, UNetConfig
-from sdjax.hardware import Network, TextNetwork, VAENetwork, dtype_of
+from sdjax.hardware import Network, TextNetwork, VAENetwork, compiled, dtype_of
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
 from sdjax.unet import Row, UNet, rows
@@ -67,21 +67,21 @@ def _transformer(row: Row, context_width: int, pixels: int, tokens: int) -> int:
     return own + attention(tokens, context_width) + projections + feed_forward
 
 
+def random_network(kind: type[Network], module: type[nnx.Module], config: Any, dtype: Any = jnp.float32) -> Network:
+    """A network of small random weights, which computes as long as any."""
+    graph, state = tree.abstract(lambda rngs: module(config, rngs=rngs))
+    leaves, structure = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [0.02 * jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves)]
+    return kind(graph, jax.tree.unflatten(structure, drawn), config)
+
+
 def random_model(config: ModelConfig, dtype: Any = jnp.float32) -> StableDiffusion:
-    """A model of small random weights, whose pictures mean nothing and take as long as any."""
-
-    def of(kind: type, build: Callable[[Any], nnx.Module], part: Any, dtype: Any = dtype) -> Any:
-        graph, state = tree.abstract(build)
-        leaves, structure = jax.tree.flatten(state)
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        drawn = [0.02 * jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves)]
-        return kind(graph, jax.tree.unflatten(structure, drawn), part)
-
-    c = config
+    """A model of such networks, whose pictures mean nothing."""
     return StableDiffusion(
-        c, Tokenizer.clip(c.text.padding), of(TextNetwork, lambda rngs: TextEncoder(c.text, rngs=rngs), c.text),
-        of(VAENetwork, lambda rngs: VAE(c.vae, rngs=rngs), c.vae, dtype_of("vae", dtype)),
-        of(Network, lambda rngs: UNet(c.unet, rngs=rngs), c.unet),
+        config, Tokenizer.clip(config.text.padding), random_network(TextNetwork, TextEncoder, config.text, dtype),
+        random_network(VAENetwork, VAE, config.vae, dtype_of("vae", dtype)),
+        random_network(Network, UNet, config.unet, dtype),
     )
 
 
@@ -117,9 +117,9 @@ def bench(
     text = jnp.asarray(draw((batch, 77, sd.config.unet.context_width)), jnp.float32)
     side, products = ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE
     t, square = jnp.full(batch, 500), jnp.asarray(draw((side, side)), dtype)
-    multiply = jax.jit(lambda a: jax.lax.fori_loop(0, products, lambda _, x: (x @ a) / side**0.5, a))
+    multiply = compiled()(lambda a: jax.lax.fori_loop(0, products, lambda _, x: (x @ a) / side**0.5, a))
     began = time.perf_counter()
-    step = jax.jit(lambda state, *args: nnx.merge(sd.unet.graph, state)(*args)).lower(sd.unet.state, x, t, text)
+    step = compiled()(lambda state, *args: nnx.merge(sd.unet.graph, state)(*args)).lower(sd.unet.state, x, t, text)
     program = step.compile()
     compiling = time.perf_counter() - began
 

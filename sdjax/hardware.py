@@ -104,8 +104,8 @@ def dtype_of(part: str, dtype: Any) -> jnp.dtype:
 def compiled(*static: str) -> Callable[[Callable], Callable]:
     """`jax.jit` in which float32 is float32 on every platform; `static` are the names of static arguments.
 
-    By default a TPU rounds the factors of a float32 product to bfloat16, and a GPU of a convolution to TF32. A CPU does
-    not, and products of bfloat16 are the same either way.
+    By default a TPU rounds the factors of a float32 product to bfloat16, and a GPU to TF32 where it has that. A CPU
+    does not, and products of bfloat16 are the same either way.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -136,6 +136,9 @@ class Structure(nnx.GraphDef):
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __reduce__(self) -> tuple:
+        return Structure, (nnx.GraphDef(self.nodes, self.attributes, self.num_leaves),)
 
 
 class Network:

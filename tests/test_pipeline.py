@@ -1,5 +1,6 @@
 """The parts put together, on a random model of a few thousand parameters."""
 
+import copy
 import dataclasses
 import re
 
@@ -290,6 +291,11 @@ def test_a_networks_structure_is_hashed_once_and_not_at_every_step(sd, walk, mon
     monkeypatch.setattr(nnx.GraphDef, "__hash__", lambda graph: pytest.fail("counted anew"))
     again = list(sd.txt2img_steps("a red cube", negative_prompt="blue", steps=3, attention=True))
     assert (again[-1].latents == walk[-1].latents).all()
+
+
+def test_a_structure_can_be_copied(sd):
+    copied = copy.deepcopy(sd.unet.graph)
+    assert copied == sd.unet.graph and hash(copied) == hash(sd.unet.graph)
 
 
 def test_products_of_float32_are_float32_on_every_platform(sd):

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdjax.checkpoint import reader
-from sdjax.checkpoint.reader import SafetensorsFile, ShardedFile, write_safetensors
+from sdjax.checkpoint.reader import ALIGNMENT, SafetensorsFile, ShardedFile, write_safetensors
 from sdjax.errors import InputError
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -101,6 +101,13 @@ def test_reading_needs_the_memory_of_one_result(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 9.5 * 2**20
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (3, 7, 11), (1000, 1000)])
+def test_tensors_begin_where_jax_can_take_them_as_they_are(tmp_path, shape):
+    write_safetensors(tmp_path / "x.safetensors", {"x": np.ones(shape, np.float32)})
+    read = SafetensorsFile(tmp_path / "x.safetensors").read("x")
+    assert read.shape == shape and read.ctypes.data % ALIGNMENT == 0
 
 
 def test_a_file_may_hold_no_tensor_at_all(opened):

@@ -83,9 +83,16 @@ def test_a_denoiser_goes_on_in_an_empty_folder_among_the_parts_that_it_was_train
     assert second.config == first.config and second.tokenizer.merges == first.tokenizer.merges
 
 
+def test_clip_goes_on_in_an_empty_folder_with_the_words_that_it_knows(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "tiny", small)
+    monkeypatch.setattr(clip, "train", lambda *given: given[-1])
+    stages.run_stage("clip", tmp_path / "on", steps=1, scenes=SCENES, start=run / "model")
+    assert (tmp_path / "on" / "tokenizer.json").read_text() == (run / "model" / "tokenizer.json").read_text()
+
+
 def test_another_kind_of_model_is_refused_before_its_parts_are_taken(tmp_path):
     sdjax.save(model(OPENCLIP), tmp_path / "base")
-    with pytest.raises(InputError, match="its denoiser is"):
+    with pytest.raises(InputError, match="its unet is"):
         stages.run_stage("unet", tmp_path / "run", start=tmp_path / "base")
     assert not (tmp_path / "run").exists()
 

@@ -77,6 +77,26 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     assert not list((tmp_path / "killed").glob(".*.part"))
 
 
+def test_a_run_by_muon_goes_on_as_if_it_had_not_stopped(tmp_path):
+    recipe = dataclasses.replace(RECIPE, muon=True, learning_rate=0.01)
+
+    def trained(folder, die_at=None):
+        graph, parameters = nnx.split(nnx.Linear(16, 16, rngs=nnx.Rngs(0)))
+
+        def batch_at(step):
+            if step == die_at:
+                raise KeyboardInterrupt
+            return {"x": step_rng(0, step).standard_normal((4, 16), np.float32)}
+
+        loss = lambda parameters, _, batch, key: jnp.mean((nnx.merge(graph, parameters)(batch["x"]) - batch["x"]) ** 2)
+        return jax.tree.leaves(fit(recipe, parameters, loss, batch_at, folder, name="square"))
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", die_at=10)
+    for whole, killed in zip(trained(tmp_path / "whole"), trained(tmp_path / "killed")):
+        assert np.array_equal(whole, killed)
+
+
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path):
     first = learn(tmp_path)
     assert np.array_equal(learn(tmp_path, die_at=1), first)
@@ -125,7 +145,7 @@ def test_a_damaged_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
         learn(tmp_path)
 
 
-def test_muon_steps_alike_in_every_direction_of_a_wide_kernel_and_adamw_steps_the_rest():
+def test_muon_steps_alike_in_every_direction_of_a_wide_kernel_and_adam_steps_the_rest():
     draw = np.random.default_rng(0)
     turn = lambda n: np.linalg.qr(draw.normal(size=(n, n)))[0]
     steep, shapes = np.geomspace(1, 0.03, 32), {"ends": (3, 3, 4, 32), "wide": (288, 32), "bias": (32,)}

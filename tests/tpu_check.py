@@ -4,7 +4,7 @@
 encoder, loop, VAE) of a model loaded as bfloat16, on one chip of a TPU v5e and on meshes of them. It prints what the
 compiler says: bytes for weights and inputs, bytes for everything between, bytes moved, and exchanges between chips. It
 fails where a chip's 16 GB are too few, or where the chips talk. With --unet it asks for one forward pass of SD 1.5's
-UNet first, and fails where attention keeps its logits: those of the plain graph alone take 2.2 GB.
+UNet first, and fails where attention keeps its logits: in the plain graph they and what is made of them take 2.2 GB.
 
     python tests/tpu_check.py tiny --chips 1 --unet     # a few minutes
     python tests/tpu_check.py sd1 sd2-768 --chips 1 4 8 # an hour
@@ -61,8 +61,7 @@ def program(c: ModelConfig, graphs: dict, per_chip: int):
         )
         # One picture at a time on every chip, so that the decoder's memory does not grow with the batch.
         turns = (latents / c.vae.scale).reshape(b // per_chip, per_chip, *latents.shape[1:]).swapaxes(0, 1)
-        decode = compiled()(lambda z: nnx.merge(graphs["vae"], states["vae"]).decode(z))
-        pictures = jax.lax.map(decode, turns)
+        pictures = jax.lax.map(lambda z: nnx.merge(graphs["vae"], states["vae"]).decode(z), turns)
         return pictures.swapaxes(0, 1).reshape(b, *pictures.shape[2:])
 
     return draw
@@ -107,7 +106,7 @@ def check_unet() -> bool:
     given = [((2, 64, 64, 4), jnp.float32), ((2,), jnp.int32), ((2, 77, c.unet.context_width), jnp.bfloat16)]
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in given]
     began = time.perf_counter()
-    built = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args)).lower(state, *arguments).compile()
+    built = compiled()(lambda state, *args: nnx.merge(graph, state)(*args)).lower(state, *arguments).compile()
     kept = built.memory_analysis().temp_size_in_bytes
     print(f"sd1      one UNet step of two latents: {kept / 1e9:.2f} GB between, at most {BETWEEN / 1e9:.1f}; "
           f"{time.perf_counter() - began:.0f} s", flush=True)
@@ -120,7 +119,7 @@ def check(name: str, chips: int, per_chip: int) -> bool:
     graphs, arguments = shapes(c, mesh, per_chip)
     began = time.perf_counter()
     try:
-        built = jax.jit(program(c, graphs, per_chip)).lower(*arguments).compile()
+        built = compiled()(program(c, graphs, per_chip)).lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         print(f"{name:<8} {chips} chip(s), {per_chip} pictures each: {str(error).splitlines()[0]}", flush=True)
         return False

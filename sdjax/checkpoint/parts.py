@@ -124,7 +124,8 @@ class Part:
                 if turned(plain, parameter):
                     rank = len(sizes[parameter])
                     array = array.reshape(array.shape[:rank]).transpose(FROM_TORCH[rank])
-                # Waiting, so that one copy at most is under way.
+                # On a CPU this is NumPy's own memory where it can be: nobody may write to it. Waiting, so that one
+                # copy at most is under way.
                 arrays[parameter] = jax.device_put(array).block_until_ready()
         return KINDS[self.name][1](self.graph, tree.fill(self.state, arrays, str(self.file.path)), self.config)
 

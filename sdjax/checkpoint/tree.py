@@ -26,7 +26,7 @@ class NoKeys:
 
 
 def abstract(build: Callable[[NoKeys], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure of the network that `build` makes from random keys, and the shapes of its parameters.
+    """The structure of the network that `build` makes, and the shapes of its parameters.
 
     Not one of them is allocated.
     """

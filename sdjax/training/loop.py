@@ -1,4 +1,4 @@
-"""The loop that every part shares: AdamW, warm-up and decay, an average of the weights, checkpoints.
+"""The loop that every part shares: AdamW or Muon, warm-up and decay, an average of the weights, checkpoints.
 
 A run is a folder. It holds one checkpoint (parameters, their average, the optimiser's state and the
 number of steps done), written whole or not at all, and the loss as a log and as a picture. The batch of
@@ -49,7 +49,7 @@ class Recipe:
     weight_decay: float = 0.01
     clip: float = 1.0  # global norm of the gradient
     ema: float = 0.999  # the average forgets a step's weights at this rate
-    muon: bool = False  # kernels learn by Muon, everything else by AdamW as it always does
+    muon: bool = False  # kernels between wide layers learn by Muon, the rest by Adam
     save_every: int = 200
     seed: int = 0
 
@@ -60,10 +60,12 @@ class Recipe:
         return self.learning_rate * rise * 0.5 * (1.0 - jnp.cos(jnp.pi * fall))
 
     def optimiser(self) -> optax.GradientTransformation:
-        """AdamW (arXiv:1711.05101), or Muon for kernels (arXiv:2502.16982), on clipped gradients; only kernels decay.
+        """AdamW (arXiv:1711.05101), or Muon for wide kernels (arXiv:2502.16982) beside Adam, on clipped gradients.
 
         Muon makes of each step of a matrix the nearest orthogonal one, so that no direction learns later than another.
-        A step takes longer, and learns more. `consistent_rms` gives it the size of AdamW's, and so the same rates.
+        A step takes longer, and learns more. `consistent_rms` gives it the size of Adam's, so that both share a rate.
+        What has two axes or more decays; beside Muon only its own kernels do, and Adam has Nesterov's momentum, as
+        optax has them.
         """
         if self.muon:
             # Three rounds towards the orthogonal matrix, not five: no worse in a run as long, and a tenth faster.
@@ -187,7 +189,7 @@ def _restore(path: Path, recipe: Recipe, made_of: str, tree: Any) -> tuple[int, 
     if not path.exists():
         return 0, tree
     file = SafetensorsFile(path)
-    step, stored = int(file.metadata["step"]), json.loads(file.metadata["recipe"])
+    step, stored = int(file.metadata["step"]), {"muon": False} | json.loads(file.metadata["recipe"])
     free = ("steps", "save_every")
     if {**dataclasses.asdict(recipe), **{name: stored.get(name) for name in free}} != stored:
         raise InputError(f"{path}: holds a run of another recipe; give the same options, or another --run folder")

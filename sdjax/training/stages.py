@@ -100,13 +100,14 @@ def train_clip(
 
     `start` is a model of the same configuration whose encoders are gone on with; InputError for another.
     """
-    tokenizer, config = _tokenizer(run)
     begun = None if start is None else load(start)
+    tokenizer, config = _tokenizer(run, begun)
     if begun and (begun.config.text, begun.config.vision, begun.tokenizer.merges) != (
         config.text, config.vision, tokenizer.merges
     ):
         raise InputError(f"{start}: its encoders are not those of {run}; start with a model of the same vocabulary")
     pictures = data.pictures(run / "data", scenes)
+    tokenizer.save(run / "tokenizer.json")
     text, image = clip.train(config.text, config.vision, tokenizer, pictures, run / "clip", recipe,
                              begun and (begun.text_encoder.module, begun.image_encoder.module))
     write_module(run / "text_encoder.safetensors", text)
@@ -121,19 +122,18 @@ def train_unet(
     `start` is a model of the same kind whose denoiser, of any width, is gone on with, and whose other parts are taken
     where `run` has none of its own; InputError for another.
     """
-    begun, kind = None if start is None else load(start), tiny().unet
+    begun = None if start is None else load(start)
     if begun:
-        own = begun.config.unet
-        if dataclasses.replace(own, channels=kind.channels, heads=kind.heads) != kind:
-            raise InputError(f"{start}: its denoiser is {own}, expected one like {kind}")
+        _require_kind(begun.config, tiny(begun.tokenizer.vocab_size), start)
         _take_parts(run, begun)
-        kind = own
     tokenizer, config = _tokenizer(run)
+    if begun:
+        config = dataclasses.replace(config, unet=begun.config.unet)
     text = read_module(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
     image = read_module(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
     coder = read_module(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
     scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
-    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale), unet=kind)
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     latents = latents_of(run / "data" / "latents.safetensors", coder, data.pictures(run / "data", scenes))
 
     def assembled(denoiser: UNet) -> StableDiffusion:
@@ -158,6 +158,15 @@ def _draw(sd: StableDiffusion, path: Path) -> None:
     write_png(path, grid(to_uint8(pictures), columns=8), {"prompt": "; ".join(prompts), "steps": 20})
 
 
+def _require_kind(found: ModelConfig, expected: ModelConfig, start: Path) -> None:
+    """InputError if a model to begin with differs in more than the denoiser's width and the scale of the latents."""
+    same = {"unet": {name: getattr(expected.unet, name) for name in ("channels", "heads")}, "vae": {"scale": 1.0}}
+    for part in ("unet", "text", "vision", "vae"):
+        alike = [dataclasses.replace(getattr(c, part), **same.get(part, {})) for c in (found, expected)]
+        if alike[0] != alike[1]:
+            raise InputError(f"{start}: its {part} is {getattr(found, part)}, expected {getattr(expected, part)}")
+
+
 def _take_parts(run: Path, model: StableDiffusion) -> None:
     """Writes the parts of a model to `run`, those that it has none of: what its denoiser was trained with."""
     run.mkdir(parents=True, exist_ok=True)
@@ -171,9 +180,10 @@ def _take_parts(run: Path, model: StableDiffusion) -> None:
             write_module(run / f"{name}.safetensors", network.module, about)
 
 
-def _tokenizer(run: Path) -> tuple[Tokenizer, ModelConfig]:
+def _tokenizer(run: Path, begun: StableDiffusion | None = None) -> tuple[Tokenizer, ModelConfig]:
+    """The tokenizer of a run, or that of a model to begin with, and the configuration for it."""
     path = run / "tokenizer.json"
-    if not path.exists():
+    if not path.exists() and begun is None:
         raise InputError(f"{path}: not there yet; run `sdjax train tokenizer` first")
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path) if path.exists() else begun.tokenizer
     return tokenizer, tiny(tokenizer.vocab_size)

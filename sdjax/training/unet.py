@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sdjax.clip import TextEncoder
 from sdjax.config import DiffusionConfig, UNetConfig
 from sdjax.diffusion import add_noise, alphas, training_pair
+from sdjax.hardware import compiled
 from sdjax.request import MOST_NOISE
 from sdjax.tokenizer import Tokenizer
 from sdjax.training.data import captions, step_rng, to_float, train_scene
@@ -29,7 +30,7 @@ DROP = 0.1
 def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
     """The posteriors of uint8 pictures [n, H, W, 3], as NumPy float32; the VAE never changes, so once is enough."""
     graph, parameters = nnx.split(vae)
-    encoder = jax.jit(lambda p, x: nnx.merge(graph, p).encode(x))
+    encoder = compiled()(lambda p, x: nnx.merge(graph, p).encode(x))
     parts = []
     for i in tqdm(range(0, len(pictures), batch), desc="encoding", unit="batch", dynamic_ncols=True):
         rows = pictures[i : i + batch]

@@ -33,7 +33,8 @@ from flax import nnx
 from sdjax import bench, paths, pipeline, samplers
 from sdjax.checkpoint.export import to_diffusers
 from sdjax.config import sd1
-from sdjax.hardware import prepare
+from sdjax.hardware import Network, compiled, prepare
+from sdjax.unet import UNet
 
 OURS, PLAIN, LOOP = "sdjax", "sdjax, plain", "sdjax, in the loop"
 EAGER, OPENVINO, PRODUCT = "PyTorch eager (diffusers)", "OpenVINO", "matrix product"
@@ -47,11 +48,11 @@ def inputs(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return draw((2, side, side, 4)).astype(np.float32), np.full(2, 500, np.int32), draw(TEXTS).astype(np.float32)
 
 
-def ours(sd: pipeline.StableDiffusion, x: np.ndarray, t: np.ndarray, text: np.ndarray, plain: bool) -> Any:
+def ours(unet: Network, x: np.ndarray, t: np.ndarray, text: np.ndarray, plain: bool) -> Any:
     """The compiled step."""
     paths.PLAIN = plain
-    step = lambda state, *args: nnx.merge(sd.unet.graph, state)(*args)  # anew, so that it is traced anew
-    program = jax.jit(step).lower(sd.unet.state, x, t, text).compile()
+    step = lambda state, *args: nnx.merge(unet.graph, state)(*args)  # anew, so that it is traced anew
+    program = compiled()(step).lower(unet.state, x, t, text).compile()
     paths.PLAIN = False
     return program
 
@@ -95,12 +96,12 @@ def openvino_step(peer: Any, given: tuple) -> Callable[[], np.ndarray]:
 
     with torch.inference_mode():
         converted = openvino.convert_model(peer, example_input=given)
-    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda: compiled([i.numpy() for i in given])[0]
+    network = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda: network([i.numpy() for i in given])[0]
 
 
 def held_at_most(name: str, side: int) -> int:
-    """Bytes that a process of its own held at most for the weights and one step; what made the weights counts too."""
+    """Bytes that a process of its own held at most for the UNet's weights and one step, compiling and all."""
     asked = [sys.executable, __file__, "--alone", name, "--side", str(side)]
     return int(subprocess.run(asked, check=True, capture_output=True).stdout.split()[-1])
 
@@ -113,8 +114,8 @@ def alone(name: str, side: int) -> None:
         peer = UNet2DConditionModel(sample_size=side, cross_attention_dim=TEXTS[-1]).eval()
         eager(peer, torch_inputs(x, t, text))()
     else:
-        sd = bench.random_model(sd1())
-        jax.block_until_ready(ours(sd, x, t, text, name == PLAIN)(sd.unet.state, x, t, text))
+        unet = bench.random_network(Network, UNet, sd1().unet)
+        jax.block_until_ready(ours(unet, x, t, text, name == PLAIN)(unet.state, x, t, text))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
@@ -142,8 +143,8 @@ def main() -> None:
         compiling[name] = time.perf_counter() - began
         return made
 
-    programs = {OURS: timed(OURS, lambda: ours(sd, x, t, text, False)),
-                PLAIN: timed(PLAIN, lambda: ours(sd, x, t, text, True))}
+    programs = {OURS: timed(OURS, lambda: ours(sd.unet, x, t, text, False)),
+                PLAIN: timed(PLAIN, lambda: ours(sd.unet, x, t, text, True))}
     programs[LOOP], draw = timed(LOOP, lambda: loop(sd, x, text))
     torch_given, peer = torch_inputs(x, t, text), torch_unet(sd)
     side, products = bench.ON_CPU
