@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 SIDE = 1024
-BOUNDS = {"tiny": 1.0e9, "sd1": 4.0e9}  # bytes
+BOUNDS = {"tiny": 0.5e9, "sd1": 2.0e9}  # bytes
 
 
 def held() -> int:
