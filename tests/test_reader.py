@@ -107,7 +107,7 @@ def test_reading_needs_the_memory_of_one_result(tmp_path):
 def test_tensors_begin_where_jax_can_take_them_as_they_are(tmp_path, shape):
     write_safetensors(tmp_path / "x.safetensors", {"x": np.ones(shape, np.float32)})
     read = SafetensorsFile(tmp_path / "x.safetensors").read("x")
-    assert read.shape == shape and read.ctypes.data % ALIGNMENT == 0
+    assert read.shape == shape and (read.size == 0 or read.ctypes.data % ALIGNMENT == 0)
 
 
 def test_a_file_may_hold_no_tensor_at_all(opened):
