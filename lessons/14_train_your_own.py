@@ -139,8 +139,8 @@ assert abs(np.var(x0) - 1) < 1e-3
 #
 # A text tower and a picture tower, trained so that a picture is nearest to its own caption (lesson 4; `sdjax train
 # clip`). All three trainings use one loop, `training.loop.fit`: AdamW (the models of `make weights` learn by Muon), a
-# learning rate that rises, stays and falls, an average of the weights, a checkpoint in a folder. The batch of a step is a function of the step, which is why a run
-# that was stopped goes on as if it had not been.
+# learning rate that rises, stays and falls, an average of the weights, a checkpoint in a folder. The batch of a step is
+# a function of the step, which is why a run that was stopped goes on as if it had not been.
 #
 # With eight captions a batch has several pictures for each, so the target is not one caption but all equal ones alike.
 
