@@ -32,7 +32,7 @@ from sdjax.vae import VAE
 
 SCENES = 5_000  # a network that draws already learns what a new channel means from fewer
 INPAINT = DEPTH = Recipe(steps=1000, batch=16, learning_rate=7e-4, decay=0.5, save_every=500)
-UPSCALE = dataclasses.replace(unet.RECIPE, steps=1800)
+UPSCALE = dataclasses.replace(INPAINT, steps=1800, learning_rate=1e-3)
 # How loud depth is from the first step on: a solid differs from the floor by a tenth of the channel's range, and where
 # the weights began at 0, as those of a hole do, the denoiser did not come to follow it.
 LOUD = 0.5

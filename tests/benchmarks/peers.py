@@ -8,7 +8,7 @@ Winograd convolution and every chunk of attention turned off; "in the loop" is a
 pictures, one prompt with guidance, without text encoder and VAE. Beside the steps runs a product of matrices, the
 machine's own rate. Each peer's answer is compared with ours, whole tensors.
 
-What a process holds at most, with the weights and one step, is asked of processes of their own (--memory).
+With --memory, processes of their own first say what they held at most for the UNet's weights and one step.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main() -> None:
     torch_given, peer = torch_inputs(x, t, text), torch_unet(sd)
     side, products = bench.ON_CPU
     square = jnp.asarray(np.random.default_rng(1).standard_normal((side, side)), jnp.float32)
-    multiply = jax.jit(lambda a: jax.lax.fori_loop(0, products, lambda _, x: (x @ a) / side**0.5, a))
+    multiply = compiled()(lambda a: jax.lax.fori_loop(0, products, lambda _, x: (x @ a) / side**0.5, a))
     steps: dict[str, Callable[[], Any]] = {
         PRODUCT: lambda: multiply(square), OURS: lambda: programs[OURS](sd.unet.state, x, t, text),
         PLAIN: lambda: programs[PLAIN](sd.unet.state, x, t, text), LOOP: draw, EAGER: eager(peer, torch_given),
