@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -61,6 +62,31 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(tmp_path, killed_at):
     draw_lines(second, lines, SETTINGS, tmp_path, together=2)
     asked = [(f"prompt {i}", 5, i) for i in range(7)]
     assert first.drawn + second.drawn == asked + asked[-1:]  # the last fills its batch up
+
+
+def killed_at_picture(number: int, out: str) -> None:
+    """Draws seven lines two at a time, in a process that dies when a picture is written but not yet in its place."""
+    replace = os.replace
+
+    def dying(part, path):
+        if Path(path).name == f"{number:06}.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(part, path)
+
+    os.replace = dying
+    draw_lines(Painter(), [Line(i, f"prompt {i}", "", None) for i in range(7)], SETTINGS, Path(out), together=2)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_picture_that_was_being_written_at_a_kill_is_drawn_again_and_no_other(tmp_path, number):
+    code = f"import test_many as t; t.killed_at_picture({number}, {str(tmp_path)!r})"
+    died = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == [f"{i:06}.png" for i in range(number)]
+    painter = Painter()
+    draw_lines(painter, [Line(i, f"prompt {i}", "", None) for i in range(7)], SETTINGS, tmp_path, together=1)
+    assert painter.drawn == [(f"prompt {i}", 5, i) for i in range(number, 7)]
+    assert [read_settings(tmp_path / f"{i:06}.png")["prompt"] for i in range(7)] == [f"prompt {i}" for i in range(7)]
 
 
 @pytest.mark.parametrize("row", ["a red cube", '["red"]', {"seed": 1}, {"prompt": 1}, {"prompt": "a", "size": 3},

@@ -83,16 +83,15 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
 
 
 def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, start: Path | None = None) -> None:
-    """Trains an autoencoder of f = 4, then from nothing a denoiser that also sees the small picture."""
+    """Trains an autoencoder of f = 4 and a denoiser that also sees the small picture, or goes on with an upscaler's."""
     base, folder = _base(run, start, "tiny-upscaler"), run / "upscale"
     config = base.config if base.config.low_res else tiny_upscaler(base.config)
     pictures, _ = _world(run, scenes)
     path = folder / "vae.safetensors"
-    if base.config.low_res and not path.exists():
-        write_module(path, base.vae.module)
     if not path.exists():
         write_module(path, vae.train(
-            config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
+            config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed),
+            start=base.vae.module if base.config.low_res else None,
         ))
     coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
     scale = vae.latent_scale(unet.encode(coder, pictures[:500]).mean)
