@@ -213,7 +213,7 @@ def tiny_upscaler(base: ModelConfig) -> ModelConfig:
     return dataclasses.replace(
         base, name="tiny-upscaler", vae=VAEConfig(channels=(16, 32, 64), blocks=1, groups=8, scale=1.0),
         unet=dataclasses.replace(
-            base.unet, in_channels=7, channels=(32, 64, 128), heads=(1, 2, 4), cross_only=(True, True, False),
+            base.unet, in_channels=7, channels=(48, 96, 128), heads=(1, 2, 4), cross_only=(True, True, False),
             classes=1000,
         ),
         low_res=DiffusionConfig(beta_start=0.0001, beta_end=0.02), guidance=1.0,  # the small picture says it all

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small_models import DEPTH, OPENCLIP, UPSCALER, model
 
 import sdjax
@@ -16,7 +17,8 @@ from sdjax.toyworld import nearness, render, render_batch, scene_at, screen_box
 from sdjax.training import conditioned, unet, vae
 from sdjax.training.conditions import depths, hole, holes, widened
 from sdjax.training.midas import invariant_loss
-from sdjax.vae import Posterior
+from sdjax.unet import UNet
+from sdjax.vae import VAE, Posterior
 
 # f = 8, as the small model: pictures of the world are 128 pixels wide.
 BASE = dataclasses.replace(OPENCLIP, image_size=128, vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 4, 8)))
@@ -110,6 +112,26 @@ def test_an_upscaler_goes_on_with_its_own_autoencoder_and_denoiser(tmp_path, mon
     assert np.allclose(made.unet.module.conv_in.kernel[...], kernel, rtol=1e-3)  # kept in half precision
 
 
+def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictures(tmp_path, monkeypatch):
+    asked = []
+
+    def train(config, diffusion, text, tokenizer, latents, scale, folder, recipe, *, start, crop, **options):
+        asked.append((folder.name, recipe.steps, recipe.batch, recipe.seed, crop, start))
+        return UNet(config, rngs=nnx.Rngs(len(asked)))
+
+    monkeypatch.setattr(unet, "train", train)
+    monkeypatch.setattr(vae, "train", lambda config, *rest: VAE(config, rngs=nnx.Rngs(0)))
+    small = dataclasses.replace(UPSCALER, name="tiny-upscaler", image_size=128)
+    monkeypatch.setattr(conditioned, "tiny_upscaler", lambda base: small)
+    sdjax.save(model(BASE), tmp_path / "base")
+    recipe = dataclasses.replace(conditioned.UPSCALE, steps=100)
+    conditioned.train_upscale(tmp_path / "run", recipe, 2, tmp_path / "base")
+    assert [row[:5] for row in asked] == [("squares", 73, 16, 0, 16), ("unet", 27, 8, 1, None)]
+    assert asked[0][5] is None  # from nothing, and then from what the squares have taught
+    first = UNet(asked[1][5].config, rngs=nnx.Rngs(1))
+    assert np.array_equal(asked[1][5].conv_in.kernel[...], first.conv_in.kernel[...])
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_captions_are_those_of_the_latents_whatever_the_seed(tmp_path, monkeypatch, seed):
     batches, said = [], []
@@ -134,6 +156,13 @@ def test_squares_are_cut_alike_from_all_maps_where_most_is_to_be_seen():
         assert found["beside"][i].sum() == 2.0  # the one spot is in every square
         row, column = np.argwhere(found["beside"][i, ..., 0])[0]
         assert found["mean"][i, row, column, 0] == batch["mean"][i, 5, 6, 0]
+
+
+def test_a_border_of_the_picture_is_in_every_third_or_fourth_square():
+    where = np.broadcast_to(np.arange(32.0)[:, None, None], (1000, 32, 32, 1)).astype(np.float32)
+    found = unet.squares({"beside": where}, 16, np.random.default_rng(0), tries=1)["beside"]
+    for border in (found[:, 0, 0, 0] == 0, found[:, -1, 0, 0] == 31):  # by even odds it would be one in 17
+        assert 0.2 < border.mean() < 0.4
 
 
 def test_a_stage_says_what_must_come_first(tmp_path):

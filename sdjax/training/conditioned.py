@@ -32,13 +32,15 @@ from sdjax.vae import VAE
 
 SCENES = 5_000  # a network that draws already learns what a new channel means from fewer
 INPAINT = DEPTH = Recipe(steps=1000, batch=16, learning_rate=7e-4, decay=0.5, save_every=500)
-UPSCALE = dataclasses.replace(INPAINT, steps=1800, learning_rate=1e-3)
+UPSCALE = Recipe(steps=3700, batch=16, learning_rate=3e-3, decay=0.7, muon=True, save_every=450)
 # How loud depth is from the first step on: a solid differs from the floor by a tenth of the channel's range, and where
 # the weights began at 0, as those of a hole do, the denoiser did not come to follow it.
 LOUD = 0.5
-# The upscaler learns from squares of so many latents a side, a quarter of a picture, where there is most to be seen.
-CROP = 16
-VAE_RECIPE = dataclasses.replace(vae.RECIPE, steps=1600, decay=0.4)
+# The upscaler first learns from squares of so many latents a side, a quarter of a picture, where there is most to be
+# seen, for this share of its steps; then from whole pictures, whose norms and borders the squares do not show.
+CROP, SQUARES = 16, 0.73
+WHOLE = dataclasses.replace(UPSCALE, batch=8, learning_rate=1.5e-3, warmup=50, decay=0.9, ema=0.995)
+VAE_RECIPE = dataclasses.replace(vae.RECIPE, decay=0.8, muon=True)
 
 
 def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, start: Path | None = None) -> None:
@@ -83,20 +85,31 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
 
 
 def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, start: Path | None = None) -> None:
-    """Trains an autoencoder of f = 4 and a denoiser that also sees the small picture, or goes on with an upscaler's."""
+    """Trains an autoencoder of f = 4, then from nothing a denoiser that also sees the small picture.
+
+    Where it begins with an upscaler, it keeps the autoencoder, and the denoiser goes on with whole pictures alone.
+    """
     base, folder = _base(run, start, "tiny-upscaler"), run / "upscale"
     config = base.config if base.config.low_res else tiny_upscaler(base.config)
     pictures, _ = _world(run, scenes)
     path = folder / "vae.safetensors"
+    if base.config.low_res and not path.exists():
+        write_module(path, base.vae.module)
     if not path.exists():
         write_module(path, vae.train(
-            config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed),
-            start=base.vae.module if base.config.low_res else None,
+            config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
         ))
     coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
     scale = vae.latent_scale(unet.encode(coder, pictures[:500]).mean)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
-    _train(base, config, run, folder, recipe, pictures, data.to_float(shrunk(pictures)), vae=VAENetwork.of(coder))
+    small, coder = data.to_float(shrunk(pictures)), VAENetwork.of(coder)
+    whole = dataclasses.replace(WHOLE, steps=recipe.steps, seed=recipe.seed)
+    if not base.config.low_res:
+        first = dataclasses.replace(recipe, steps=max(1, round(SQUARES * recipe.steps)))
+        base = _train(base, config, run, folder, first, pictures, small, crop=CROP, name="squares", vae=coder)
+        # Another seed, or it would see the same pictures and noise again.
+        whole = dataclasses.replace(whole, steps=max(1, recipe.steps - first.steps), seed=recipe.seed + 1)
+    _train(base, config, run, folder, whole, pictures, small, vae=coder)
 
 
 def _base(run: Path, start: Path | None, name: str) -> StableDiffusion:
@@ -117,9 +130,12 @@ def _world(run: Path, scenes: int) -> tuple[np.ndarray, list[Any]]:
 
 def _train(
     base: StableDiffusion, config: ModelConfig, run: Path, folder: Path, recipe: Recipe, pictures: np.ndarray,
-    beside: np.ndarray, loud: float = 0.0, **parts: Network,
-) -> None:
-    """Trains the denoiser of `config` beside the base's other parts, and writes the whole to `folder`/model."""
+    beside: np.ndarray, loud: float = 0.0, crop: int | None = None, name: str = "unet", **parts: Network,
+) -> StableDiffusion:
+    """The model whose denoiser, that of `config`, was trained in `folder`/`name`; also written to `folder`/model.
+
+    It begins with the base's denoiser, widened where it has fewer channels to see; an upscaler's begins from nothing.
+    """
     parts = {"vae": base.vae} | parts
     latents = latents_of(folder / "latents.safetensors", parts["vae"].module, pictures)
     if base.unet.config == config.unet:
@@ -133,11 +149,11 @@ def _train(
 
     trained = unet.train(
         config.unet, config.diffusion, base.text_encoder.module, base.tokenizer, latents, config.vae.scale,
-        folder / "unet", recipe, start=begun, beside=beside, low_res=config.low_res,
-        crop=CROP if config.low_res else None,
-        watch=lambda step, denoiser: _draw(assembled(denoiser), folder / "unet" / f"{step:06}.png"),
+        folder / name, recipe, start=begun, beside=beside, low_res=config.low_res, crop=crop,
+        watch=lambda step, denoiser: _draw(assembled(denoiser), folder / name / f"{step:06}.png"),
     )
     native.save(assembled(trained), folder / "model", "float16", replace=True)
+    return assembled(trained)
 
 
 def _draw(sd: StableDiffusion, path: Path) -> None:

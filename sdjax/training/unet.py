@@ -51,13 +51,15 @@ def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig) -> jax.Arr
 def squares(batch: dict[str, np.ndarray], side: int, rng: np.random.Generator, tries: int = 4) -> dict[str, np.ndarray]:
     """Of each picture of a batch a square of `side` cells: of a few at random the one with most to be seen.
 
-    Most of a scene is floor and sky, which hardly change from left to right, and from which little is learned.
+    Most of a scene is floor and sky, which hardly change from left to right, and from which little is learned. Corners
+    that fall outside are brought back, so that a border, where latents are of another kind, is often in a square.
     """
     maps = {name: array for name, array in batch.items() if array.ndim == 4}
     shown = maps["beside"]
     found: dict[str, list[np.ndarray]] = {name: [] for name in maps}
     for i in range(len(shown)):
-        corners = rng.integers(np.array(shown.shape[1:3]) - side + 1, size=(tries, 2))
+        room = np.array(shown.shape[1:3]) - side
+        corners = np.clip(rng.integers(-side // 2, room + side // 2 + 1, size=(tries, 2)), 0, room)
         places = [(i, slice(top, top + side), slice(left, left + side)) for top, left in corners]
         best = max(places, key=lambda place: float(np.abs(np.diff(shown[place], axis=1)).sum()))
         for name, array in maps.items():

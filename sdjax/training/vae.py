@@ -24,13 +24,13 @@ CROP = 64  # the network is convolutional: it learns from crops what it does on 
 
 def train(
     config: VAEConfig, pictures: np.ndarray, folder: Path, recipe: Recipe = RECIPE,
-    watch: Callable[[int, VAE], None] | None = None, start: VAE | None = None,
+    watch: Callable[[int, VAE], None] | None = None,
 ) -> VAE:
     """The trained autoencoder of uint8 pictures [n, H, W, 3]; its latents still have their own scale.
 
-    `watch(step, vae)` gets the averaged network at every checkpoint; `start` is a network to begin with.
+    `watch(step, vae)` gets the averaged network at every checkpoint.
     """
-    graph, parameters = nnx.split(start or VAE(config, rngs=nnx.Rngs(recipe.seed)))
+    graph, parameters = nnx.split(VAE(config, rngs=nnx.Rngs(recipe.seed)))
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
