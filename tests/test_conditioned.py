@@ -121,6 +121,8 @@ def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictu
 
     monkeypatch.setattr(unet, "train", train)
     monkeypatch.setattr(vae, "train", lambda config, *rest: VAE(config, rngs=nnx.Rngs(0)))
+    monkeypatch.setattr(unet, "encode", lambda coder, pictures: Posterior(np.arange(8.0), None))
+    monkeypatch.setattr(conditioned, "latents_of", lambda *of: None)
     small = dataclasses.replace(UPSCALER, name="tiny-upscaler", image_size=128)
     monkeypatch.setattr(conditioned, "tiny_upscaler", lambda base: small)
     sdjax.save(model(BASE), tmp_path / "base")
