@@ -77,8 +77,9 @@ $(VENV)-tpu/.done: pyproject.toml
 # Compiles for TPUs that are not there; MODELS="sd1 sd2-768" takes an hour on 2 cores.
 MODELS ?= tiny
 CHIPS  ?= 1 4 8
+UNET   ?= --unet
 tpu-check: $(VENV)-tpu/.done
-	$(VENV)-tpu/bin/python tests/tpu_check.py $(MODELS) --chips $(CHIPS) --unet
+	$(VENV)-tpu/bin/python tests/tpu_check.py $(MODELS) --chips $(CHIPS) $(UNET)
 
 clean:
 	rm -rf .venv* build dist *.egg-info

@@ -6,7 +6,7 @@ compiler says: bytes for weights and inputs, bytes for everything between, bytes
 fails where a chip's 16 GB are too few, or where the chips talk. With --unet it asks for one forward pass of SD 1.5's
 UNet first, and fails where attention keeps its logits: in the plain graph they and what is made of them take 2.2 GB.
 
-    python tests/tpu_check.py tiny --chips 1 --unet     # a few minutes
+    python tests/tpu_check.py tiny --chips 1 --unet     # five minutes
     python tests/tpu_check.py sd1 sd2-768 --chips 1 4 8 # an hour
 """
 
