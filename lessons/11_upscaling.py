@@ -216,7 +216,7 @@ show(plots.pictures([p for row in zip(*shown[:4]) for p in row],
 
 # %% [markdown]
 # It wins neither, but look at what the error consists of. Bicubic is hardly wrong where nothing is to be seen, and
-# nowhere right at an edge; the upscaler decides where the edge runs, and is off by a shade of colour in between. PSNR
+# nowhere right at an edge; the upscaler decides where the edge runs, and is off by a little in between. PSNR
 # punishes a sharp edge in the wrong place more than a blurred one: an earlier state of this upscaler, its edges twice
 # as steep as the filter's but not yet straight, was 2.4 dB *behind* the filter (`weights/README.md`). That is a common
 # trap when super-resolution is measured: the eye and the decibel do not ask the same question.

@@ -32,12 +32,14 @@ from sdjax.vae import VAE
 
 SCENES = 5_000  # a network that draws already learns what a new channel means from fewer
 INPAINT = DEPTH = Recipe(steps=1000, batch=16, learning_rate=7e-4, decay=0.5, save_every=500)
+# The rate is that of the denoiser from nothing (unet.RECIPE), since this one begins there too.
 UPSCALE = Recipe(steps=3700, batch=16, learning_rate=3e-3, decay=0.7, muon=True, save_every=450)
 # How loud depth is from the first step on: a solid differs from the floor by a tenth of the channel's range, and where
 # the weights began at 0, as those of a hole do, the denoiser did not come to follow it.
 LOUD = 0.5
 # The upscaler first learns from squares of so many latents a side, a quarter of a picture, where there is most to be
-# seen, for this share of its steps; then from whole pictures, whose norms and borders the squares do not show.
+# seen, for this share of its steps (2,700); then from whole pictures, whose norms and borders the squares do not show,
+# fewer at a time, as each is four squares, and with a shorter average, as there are fewer steps.
 CROP, SQUARES = 16, 0.73
 WHOLE = dataclasses.replace(UPSCALE, batch=8, learning_rate=1.5e-3, warmup=50, decay=0.9, ema=0.995)
 VAE_RECIPE = dataclasses.replace(vae.RECIPE, decay=0.8, muon=True)
@@ -152,8 +154,9 @@ def _train(
         folder / name, recipe, start=begun, beside=beside, low_res=config.low_res, crop=crop,
         watch=lambda step, denoiser: _draw(assembled(denoiser), folder / name / f"{step:06}.png"),
     )
-    native.save(assembled(trained), folder / "model", "float16", replace=True)
-    return assembled(trained)
+    made = assembled(trained)
+    native.save(made, folder / "model", "float16", replace=True)
+    return made
 
 
 def _draw(sd: StableDiffusion, path: Path) -> None:
