@@ -158,7 +158,7 @@ show(figure, "Two rising lines on logarithmic axes: attention follows the dotted
 
 # %% [markdown]
 # Counted, attention would take $16^2 = 256$ times as long and the convolution 16 times; small pictures pay some
-# overhead, and the cores are shared, so the measured numbers lie about there.
+# overhead, and the cores and their caches are shared, so the measured numbers can be off by a factor of two.
 #
 # ## What the latent saves
 #

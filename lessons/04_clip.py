@@ -69,7 +69,7 @@ print("first place that differs:", int(np.argmax(differs)), " places that differ
 assert not differs[:4].any() and differs[4:].all()
 
 # %% [markdown]
-# In all from the fourth on, the padding with them: every later token has looked at the noun. The first four rows cannot
+# In all from place 4 on, the padding with them: every later token has looked at the noun. The first four rows cannot
 # know what is to come. So the row of *red* does not say what is red; the rows behind it do.
 #
 # ## The transformer by hand
@@ -257,8 +257,8 @@ assert np.isclose(loss_by_hand(similarity, 0.07), contrastive_loss(similarity, n
 assert loss_by_hand(similarity, 0.07) < np.log(8)
 
 # %% [markdown]
-# Pure guessing. The temperature is needed because cosines end at 1: without it even a perfect network could not get far
-# below that loss. CLIP learns $\tau$ too, beginning at 0.07.
+# Pure guessing. The temperature is needed because cosines end at 1: without it the loss of even a perfect network would
+# stay well above 0, as the next cell shows. CLIP learns $\tau$ too, beginning at 0.07.
 
 # %%
 perfect = 2 * np.eye(8) - 1  # cosine 1 with the own caption, -1 with all others

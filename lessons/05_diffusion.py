@@ -61,7 +61,8 @@ show(figure, "Two curves over 1000 steps: the picture's share falls from 1 to ne
 # ## Putting noise on a picture
 #
 # One formula jumps to any step at once: $x_t = \sqrt{a_t}\, x_0 + \sqrt{1 - a_t}\, \epsilon$. The two squared weights
-# sum to 1, so that the variance stays 1 throughout.
+# sum to 1, so that the variance stays 1 where that of $x_0$ is 1. Lesson 2 scales latents for that; the pixels shown
+# here vary less.
 
 # %%
 scene = scene_at(0, "test", 3)
@@ -131,7 +132,7 @@ for t in (50, 300, 600, 950):
 # ## Walking back: DDIM by hand
 #
 # The network foresees $x_0$ from where we stand. It is only a guess, so we do not jump there. DDIM goes to an earlier
-# step $s$ on the straight way between its guess and its noise:
+# step $s$: it mixes its guess of the picture and its guess of the noise in the shares that belong to $s$:
 #
 # $$x_s = \sqrt{a_s}\, \hat x_0 + \sqrt{1 - a_s}\, \hat\epsilon$$
 #

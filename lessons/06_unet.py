@@ -4,11 +4,12 @@
 # *Seed line 9: the drawing of the conditional UNet: noisy latents, timestep and text embedding go in, the text through
 # cross-attention; the noise prediction comes out.*
 #
-# Nearly all parameters of Stable Diffusion, and nearly all of its time, are in this one network. It looks large and is
-# a table of a few kinds of rows. We read the table, draw it, write the whole network as a function of ten lines that
-# calls itself, and then break it on purpose: tell it the wrong timestep, cut its skips, and see what each was for.
+# Most parameters of Stable Diffusion (four of five in SD 1.x, two of three in SD 2.x), and nearly all of its time, are
+# in this one network. It looks large and is a table of a few kinds of rows. We read the table, draw it, write the whole
+# network as a function of ten lines that calls itself, and then break it on purpose: tell it the wrong timestep, cut
+# its skips, and see what each was for.
 #
-# About 40 seconds and 1 GB on two cores.
+# About 70 seconds and 1 GB on two cores.
 
 # %%
 import dataclasses

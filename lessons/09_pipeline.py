@@ -8,7 +8,7 @@
 # another sampler is another last line of the loop, a seed is where the walk begins, a negative prompt is another text
 # in the place of the empty one, and image to image begins the same walk further down.
 #
-# About a minute and 1.5 GB on two cores.
+# Under two minutes and 1.5 GB on two cores.
 
 # %%
 import jax.numpy as jnp

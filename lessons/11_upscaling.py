@@ -294,9 +294,10 @@ for side in (32, 64, 128):
 assert max(needs[2]) > 8 * max(needs[0])
 
 # %% [markdown]
-# Twice the side, four times the memory, at the least. So a large picture is cut into tiles, each is drawn on its own,
-# and memory is that of one tile however large the picture is. That is easily said. Let us look at the seams: a picture
-# of 60 x 32 small pixels, in two tiles of 32 that overlap by 4.
+# Twice the side is four times the places, and in the end memory follows. (The decoder is spared at 128: there its
+# attention goes in chunks, lesson 13.) So a large picture is cut into tiles, each is drawn on its own, and memory is
+# that of one tile however large the picture is. That is easily said. Let us look at the seams: a picture of 60 x 32
+# small pixels, in two tiles of 32 that overlap by 4.
 
 # %%
 scene = scene_at(3, "test", 0, 2)
@@ -359,6 +360,10 @@ show(plots.pictures([r for p in ways.values() for r in (p, np.abs(p - wide[0]).m
      "line can run down the middle, with blending there is none.")
 
 # %% [markdown]
+# Here the number does not order them as one might guess: the small picture says nearly all, so that one noise or two
+# makes little difference. A tile's colours also depend on what else is in it, through its norms; blending removes
+# whatever step there is, which is why it is the safe way.
+#
 # The package does the third. With its own tiles and weights (which fall off at all four sides) it gives our picture:
 
 # %%

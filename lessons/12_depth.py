@@ -9,7 +9,7 @@
 # becomes a fifth channel beside the latents. We ask for other colours in the same shape, and find out how one measures
 # whether a picture follows its depth.
 #
-# About 50 seconds and 2 GB on two cores.
+# About 80 seconds and 2 GB on two cores.
 
 # %%
 import jax
@@ -295,8 +295,10 @@ print("size of the weights on each of the five inputs:", np.sqrt((kernel**2).mea
 assert kernel.shape[2] == 5 and np.any(kernel[:, :, 4])
 
 # %% [markdown]
-# Training began with the text-to-image network of the other lessons, the new weights at exactly zero, so that at first
-# nothing changed. What you see in the fifth place is what it has learnt to read since.
+# Training began with the text-to-image network of the other lessons. New weights can begin at zero, so that at first
+# nothing changes; those for inpainting did (lesson 10). Here the network then hardly came to follow the depth, since a
+# solid differs from the floor by only a tenth of the channel's range. So these began as random numbers of size 0.5
+# (`LOUD` in `training/conditioned.py`), and that is still about what you see in the fifth place.
 #
 # ## Depth to image, by hand
 #
@@ -431,9 +433,8 @@ assert follows(sd.midas(picture)[0], near) > 0.5
 
 # %% [markdown]
 # Near 1 is a solid just where it was asked for; near 0 is one that stands elsewhere. The first line is as good as it
-# gets: MiDaS looking at the true picture. Compare the two strengths with it, and with the figure. Where strength 1
-# scores low, a small network has only begun to read its fifth channel, as the errors above foretold; what agrees at
-# 0.5 then came from the picture.
+# gets: MiDaS looking at the true picture. Compare the two strengths with it, and with the figure. Strength 1 begins
+# from pure noise: where it scores as high as 0.5, the shape came from the depth alone, as the errors above foretold.
 #
 # Now let two witnesses disagree: the picture of one scene, and the depth of another.
 #

@@ -411,7 +411,7 @@ print(exported.platforms, "->", len(exported.mlir_module().splitlines()), "lines
 assert exported.platforms == ("tpu",) and exported.out_avals[0].shape == x.shape
 
 # %% [markdown]
-# The compiler itself is in the package `libtpu`, which installs on any Linux machine (`pip install "sdjax[tpu]"`) and
+# The compiler itself is in the package `libtpu`, which installs on any Linux machine (`pip install ".[tpu]"`) and
 # compiles for a TPU that is only described. It finds real mistakes, such as a program too large for the chip's memory.
 # `make tpu-check` compiles the whole of text to image in this way.
 

@@ -138,9 +138,10 @@ assert abs(np.var(x0) - 1) < 1e-3
 # ## 4. CLIP
 #
 # A text tower and a picture tower, trained so that a picture is nearest to its own caption (lesson 4; `sdjax train
-# clip`). All three trainings use one loop, `training.loop.fit`: AdamW (the models of `make weights` learn by Muon), a
-# learning rate that rises, stays and falls, an average of the weights, a checkpoint in a folder. The batch of a step is
-# a function of the step, which is why a run that was stopped goes on as if it had not been.
+# clip`). Both trainings of this lesson, and all of the package, use one loop, `training.loop.fit`: here AdamW (`make
+# weights` has CLIP and the denoiser learn by Muon), a learning rate that rises, stays and falls, an average of the
+# weights, a checkpoint in a folder. The batch of a step is a function of the step, which is why a run that was stopped
+# goes on as if it had not been.
 #
 # With eight captions a batch has several pictures for each, so the target is not one caption but all equal ones alike.
 
@@ -321,7 +322,7 @@ temporary.cleanup()
 # sdjax train vae
 # sdjax train clip
 # sdjax train unet
-# sdjax train unet --start weights/tiny          # go on from weights that are there
+# sdjax train unet --start weights/tiny --run runs/more --seed 1     # go on from weights that are there
 # sdjax train inpaint                            # lessons 10 to 12: what else it can see
 # sdjax train depth
 # sdjax train upscale

@@ -148,7 +148,8 @@ guard("test_the_gate_is_the_exact_gelu_where_jax_defaults_to_tanh", "test_unet.p
 #
 # A convolution of width 3 and stride 2 on an even side needs one column more than there is. The VAE pads it at the
 # bottom and right, the UNet pads one on every side. Taken for one another, both give the right shape; but every output
-# pixel looks one input pixel too far to the left and up.
+# pixel of the UNet then looks one input pixel too far to the right and down, and every one of the VAE one too far to
+# the left and up.
 
 
 # %%
@@ -235,9 +236,9 @@ guard("test_ddim_ends_at_the_first_alpha_where_the_others_end_at_1", "test_diffu
 # %% [markdown]
 # ## 6. The end token
 #
-# A prompt of more than 75 tokens is cut, and the end token stands at place 77 all the same. And what follows the end of
-# a short prompt is the end token again in SD 1.x, id 0 in SD 2.x. The text encoder has no mask for the padding, and the
-# UNet looks at all 77 rows, so wrong padding is wrong text.
+# A prompt of more than 75 tokens is cut, and the end token stands in the last place all the same. And what follows the
+# end of a short prompt is the end token again in SD 1.x, id 0 in SD 2.x. The text encoder has no mask for the padding,
+# and the UNet looks at all 77 rows, so wrong padding is wrong text.
 
 # %%
 ids = sd.tokenizer(["", prompt])

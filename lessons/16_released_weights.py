@@ -8,7 +8,7 @@
 # wants it, writes our small model in both layouts, loads it back bit for bit, and lets the package find out what a file
 # is. Where the environment variable `SDJAX_WEIGHTS` names a released file or folder, the last cells run on that too.
 #
-# About 40 seconds and 2 GB on two cores.
+# About 70 seconds and 2 GB on two cores.
 
 # %%
 import json
@@ -25,7 +25,9 @@ import jax
 import numpy as np
 from checks import weights as exercise
 from flax import nnx
+from IPython.display import display
 from lesson import show
+from PIL import Image
 
 import sdjax
 from sdjax import config, plots
@@ -274,14 +276,11 @@ else:
     print({part: f"{n:,}" for part, n in found.parameters.items()})
     assert not found.problems, found.problems
     if Path(real).is_file():
-        print(Counter(re.match(r"\w+\.(?:diffusion_model)?", name)[0] for name in SafetensorsFile(real).names()))
+        print(Counter(re.match(r"\w+(?:\.diffusion_model)?", name)[0] for name in SafetensorsFile(real).names()))
     if os.environ.get("SDJAX_DRAW"):
         model = sdjax.load(real, dtype="bfloat16")
         [astronaut] = model.txt2img("an astronaut riding a horse", steps=20, seed=0)
-        figure = plots.pictures([astronaut], ["an astronaut riding a horse"], side=4)
-        from IPython.display import display
-
-        display(figure)
+        display(Image.fromarray(sdjax.to_uint8(astronaut)))
 
 # %%
 temporary.cleanup()

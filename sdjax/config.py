@@ -199,7 +199,7 @@ def tiny_inpaint(base: ModelConfig) -> ModelConfig:
 
 
 def tiny_depth(base: ModelConfig) -> ModelConfig:
-    """The small model, for depth-to-image, with a MiDaS of half a million parameters."""
+    """The small model, for depth-to-image, with a MiDaS of nearly a million parameters."""
     depth = MidasConfig(
         image_size=128, stem=16, stages=(32, 64, 128), depths=(1, 1, 1), groups=8, width=128, layers=2, heads=4,
         hooks=(0, 1), features=32,

@@ -24,7 +24,7 @@ def figure(width: float = 6.4, height: float = 4.0) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError('matplotlib: not installed, and curves need it; pip install "sdjax[plots]"') from None
+        raise InputError('matplotlib: not installed, and curves need it; pip install ".[plots]"') from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

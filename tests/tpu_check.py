@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--unet", action="store_true", help="also one UNet step of SD 1.5")
     given = parser.parse_args()
     if importlib.util.find_spec("libtpu") is None:
-        print('tpu-check: skipped, libtpu is not installed; pip install "sdjax[tpu]"')
+        print('tpu-check: skipped, libtpu is not installed; pip install ".[tpu]"')
         return
     fits = [check_unet()] if given.unet else []
     fits += [check(name, chips, given.pictures) for name in given.models for chips in given.chips]

@@ -64,7 +64,7 @@ def download(name: str, folder: str | Path) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise InputError(
-            'downloading needs the package huggingface_hub, which is not installed: pip install "sdjax[hub]"'
+            'downloading needs the package huggingface_hub, which is not installed: pip install ".[hub]"'
         ) from error
     try:
         hf_hub_download(repo_id=release.repository, filename=release.file, local_dir=folder)
