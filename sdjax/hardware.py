@@ -54,8 +54,11 @@ def prepare() -> None:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdjax"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
     except OSError:
         return  # a home that cannot be written only costs the time to compile again
+    if os.name == "posix" and (found.st_uid != os.getuid() or found.st_mode & 0o077):
+        return  # somebody else may write there, too
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default JAX keeps only what took a second to compile; a cold start is mostly a dozen small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

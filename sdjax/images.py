@@ -87,8 +87,7 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> np.nd
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
     if size is not None:
-        height, width = size
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        image = _fitted(image, size)
     return np.asarray(image, np.float32) / np.float32(127.5) - 1
 
 
@@ -96,6 +95,23 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarr
     """The mask in a picture file as floats [H, W] in [0, 1]: white is 1, to be painted anew; cropped and resized as
     `read_picture` does it, and with the same errors."""
     return (read_picture(path, size).mean(axis=-1) + 1) / 2
+
+
+def read_depth(path: str | Path, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W"]:
+    """A map of inverse depth in a picture file, white where it is nearest, in whatever unit; as `read_mask`.
+
+    Of 16-bit grey all bits are kept: a scene may take up a small part of their range.
+    """
+    with _opened(path, FORMATS) as image:
+        if not image.mode.startswith("I"):
+            return read_mask(path, size)
+        image = Image.fromarray(np.asarray(ImageOps.exif_transpose(image)).astype(np.float32))
+    return np.asarray(image if size is None else _fitted(image, size), np.float32)
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def to_uint8(pictures: ArrayLike) -> np.ndarray:

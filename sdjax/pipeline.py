@@ -253,7 +253,9 @@ class StableDiffusion:
         pictures = np.concatenate([self._decode(z) for z in batches])
         if not np.isfinite(pictures).all():
             stage = "the VAE" if np.isfinite(scaled).all() else "the UNet"
-            raise FloatingPointError(f"{stage} gave values that are not finite; load the weights with dtype float32")
+            raise FloatingPointError(
+                f"{stage} gave values that are not finite; load the weights with dtype float32, or take weaker guidance"
+            )
         return np.clip(pictures, -1.0, 1.0)
 
     def to_posterior(self, pictures: Pictures) -> Posterior:

@@ -152,7 +152,7 @@ def upscale(
     """
     _require_purpose(sd, "upscale", 3)
     picture = _one_picture(sd, picture, options, 1)
-    most = min(MOST_NOISE, sd.config.unet.classes - 1)
+    most = min(MOST_NOISE, sd.config.unet.classes - 1, sd.config.low_res.train_steps - 1)
     if not (_is_int(noise_level) and 0 <= noise_level <= most):
         raise InputError(f"noise_level: found {noise_level}, expected a whole number from 0 to {most}")
     job, keys = _settings(sd, prompt, **options)
@@ -219,7 +219,7 @@ def _encoded(sd: StableDiffusion, picture: np.ndarray, keys: Array, number: int)
 
 def _last_share(table: Plan, strength: float) -> Plan:
     """The last `strength` of the steps: diffusers pipeline_stable_diffusion_img2img.py get_timesteps."""
-    if not 0.0 <= strength <= 1.0:
+    if not (_is_number(strength) and 0.0 <= strength <= 1.0):
         raise InputError(f"strength: found {strength}, expected a number from 0 to 1")
     left_out = len(table.t) - min(int(len(table.t) * strength), len(table.t))
     table = Plan(*(column[left_out:] for column in table))
@@ -234,20 +234,22 @@ def _settings(
     first_image: int | Sequence[int] = 0, sampler: str = "ddim", eta: float = 0.0,
 ) -> tuple[dict[str, Any], Array]:
     """The checked settings and the images' keys; the loop's start is for the caller to add."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+    prompts = _texts("prompt", prompt)
+    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else _texts(
+        "negative_prompt", negative_prompt)
     n, most = len(prompts), sd.config.diffusion.train_steps
     guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
     for name, good, found, expected in (
         ("prompt", n > 0, prompts, "at least one"),
         ("negative_prompt", len(negatives) == n, len(negatives), f"one, or {n}"),
         ("steps", _is_int(steps) and 1 <= steps <= most, steps, f"a whole number from 1 to {most}"),
-        ("guidance_scale", np.isfinite(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
+        ("guidance_scale", _is_number(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
         ("seed", _ints(seed, n, 2**32), seed, f"a whole number from 0 to 2^32 - 1, or {n}"),
         ("num_images", _is_int(num_images) and num_images >= 1, num_images, "a whole number from 1"),
         ("first_image", _ints(first_image, n, 2**31), first_image, f"a whole number from 0, or {n}"),
         ("sampler", sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
-        ("eta", 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta, "0 to 1, and 0 but for ddim"),
+        ("eta", _is_number(eta) and 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta,
+         "0 to 1, and 0 but for ddim"),
     ):
         if not good:
             raise InputError(f"{name}: found {found}, expected {expected}")
@@ -279,6 +281,19 @@ def _ints(values: Any, n: int, below: int) -> bool:
     return isinstance(many, (list, tuple, np.ndarray)) and len(many) == n and all(
         _is_int(v) and 0 <= v < below for v in many
     )
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts)):
+        raise InputError(f"{name}: found {value!r}, expected a text, or a list of texts")
+    return list(texts)
+
+
+def _is_number(value: Any) -> bool:
+    """A real number that float32 can hold."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and abs(value) <= np.finfo(np.float32).max
 
 
 def _is_int(value: Any) -> bool:

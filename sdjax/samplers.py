@@ -63,7 +63,8 @@ def leading(steps: int, train_steps: int = 1000, offset: int = 1) -> Int[np.ndar
     """k (T // S) + 1 for k = S-1 ... 0: 981, 961, ..., 1 for 50 steps.
 
     The + 1 is in ldm/modules/diffusionmodules/util.py make_ddim_timesteps. It is left out where it would
-    leave the schedule, which only S = T does.
+    leave the schedule, which only S = T does. Rounding down, the stride of 501 to 999 steps is 1, so that 600 begin at
+    600, as in LDM and diffusers.
     """
     stride = train_steps // steps
     offset = min(offset, train_steps - 1 - (steps - 1) * stride)

@@ -29,12 +29,14 @@ def sweep(
     """One row a scale: `images` pictures of each of `prompts` scenes of the test split, half with one solid.
 
     Every scale starts from the same noise. The interval of adherence is Wilson's, as if each picture were of a prompt
-    of its own, that of diversity is over prompts; both 95 %. Raises InputError for no scale, or less than two prompts
-    or images.
+    of its own, that of diversity is over prompts; both 95 %. Raises InputError for no scale, less than two prompts
+    or images, or weights without an image encoder.
     """
     for name, found, least in (("scales", len(scales), 1), ("prompts", prompts, 2), ("images", images, 2)):
         if found < least:
             raise InputError(f"{name}: found {found}, expected at least {least}")
+    if sd.image_encoder is None:
+        raise InputError(f"{sd.config.name}: these weights have no image encoder, and diversity needs it")
     scenes = [scene_at(seed, SPLIT, i, count=1 + i % 2) for i in range(prompts)]
     rows = []
     with tqdm(total=len(scales) * prompts * images, unit="picture", dynamic_ncols=True, smoothing=0.05) as bar:

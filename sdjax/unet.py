@@ -202,7 +202,7 @@ class UNet(nnx.Module):
     """The denoiser: latents [b, h, w, in_channels] at timesteps [b] with text [b, 77, e] to a prediction.
 
     The prediction [b, h, w, out_channels] is eps or v, as `DiffusionConfig.prediction` says. Parameters
-    set the dtype of the arithmetic; the time embedding and all norms and softmaxes are float32.
+    set the dtype of the arithmetic; the sines of the timestep and all norms and softmaxes are float32.
     """
 
     def __init__(self, config: UNetConfig, *, rngs):

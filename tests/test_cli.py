@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdjax import cli
 from sdjax.config import GUIDANCE
-from sdjax.images import read_settings
+from sdjax.images import read_settings, write_png
 
 
 @pytest.fixture
@@ -45,6 +45,8 @@ def run(monkeypatch, capsys, tmp_path):
         (["txt2img", "a", "--sampler", "magic"], "sampler: found 'magic', expected one of ddim, euler, dpmpp_2m, ddpm"),
         (["txt2img", "a", "--eta", "2"], "eta: found 2.0"),
         (["txt2img", "a", "--guidance", "nan"], "guidance_scale: found nan"),
+        (["txt2img", "a", "--guidance", "1e39"], "guidance_scale: found 1e+39"),
+        (["txt2img", "a", "--out", "lines.jsonl/a.png"], "cannot be made"),
         (["txt2img", "a", "--seed", "-1"], "seed: found -1"),
         (["txt2img", "a", "--count", "0"], "--count: found 0"),
         (["txt2img", "a", "--model", "nowhere"], "nowhere"),
@@ -72,6 +74,7 @@ def run(monkeypatch, capsys, tmp_path):
         (["depth2img", "a", "--image", "grey.png"], "grey.png"),
         (["depth", "nowhere.png"], "nowhere.png"),
         (["depth", "nowhere.png", "--out", "d.jpg"], "expected a .png file"),
+        (["convert", "nowhere", "no/such/folder"], "no/such is no folder"),
         (["info", "nowhere"], "nowhere"),
         (["convert", "nowhere", "here"], "nowhere"),
         (["download", "sd99"], "sd99"),
@@ -130,7 +133,57 @@ def test_img2img_keeps_the_size_of_its_picture_in_multiples_of_8(run):
     drawn = run("img2img", "a red cube", "--image", "in.png", "--steps", "2", "--strength", "0.5", "--out", "out.png")
     assert drawn[0] == 0
     assert Image.open("out.png").size == (72, 64)
+
+
+def test_a_picture_of_a_picture_repeats_itself_at_a_size_that_is_no_multiple_of_8(run):
+    noise = np.random.default_rng(0).integers(0, 256, (66, 75, 3), np.uint8)
+    Image.fromarray(noise).save("in.png")
+    assert run("img2img", "a red cube", "--image", "in.png", "--steps", "2", "--out", "out.png")[0] == 0
     assert run("img2img", "--like", "out.png", "--image", "in.png", "--out", "again.png")[0] == 0
+    first, again = (np.asarray(Image.open(name)) for name in ("out.png", "again.png"))
+    assert first.shape == (64, 72, 3) and np.array_equal(first, again)
+
+
+def test_an_enlarged_picture_repeats_itself_from_the_small_one(run):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save("in.png")
+    assert run("upscale", "a red cube", "--image", "in.png", "--steps", "1", "--out", "out.png")[0] == 0
+    assert run("upscale", "--like", "out.png", "--image", "in.png", "--out", "again.png")[0] == 0
+    first, again = (np.asarray(Image.open(name)) for name in ("out.png", "again.png"))
+    assert first.shape == (64, 64, 3) and np.array_equal(first, again)
+
+
+def test_a_picture_remembers_its_dtype_and_its_weights(run, tmp_path):
+    given = ("--steps", "1", "--size", "16x16")
+    assert run("txt2img", "a red cube", *given, "--dtype", "bfloat16", "--out", "half.png")[0] == 0
+    assert run("txt2img", "--like", "half.png", "--out", "again.png")[0] == 0
+    assert read_settings("again.png") == read_settings("half.png") and read_settings("half.png")["dtype"] == "bfloat16"
+    code, _, err = run("txt2img", "--like", "half.png", "--dtype", "float32")
+    assert code == 2 and "--like: made with tiny weights" in err and "give its --model and --dtype" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("guidance_scale", "a"), ("steps", 2.5), ("seed", True), ("fit", [64]), ("fit", ["a", "b"]), ("prompt", None),
+     ("strength", None), ("dtype", 5)],
+)
+def test_a_picture_whose_settings_cannot_be_is_refused(run, name, value):
+    settings = {"command": "img2img", "prompt": "a", name: value}
+    write_png("made.png", np.zeros((8, 8, 3), np.uint8), settings)
+    code, _, err = run("img2img", "--like", "made.png", "--image", "made.png")
+    assert code == 2 and f"made.png: remembers {name} as" in err and "Traceback" not in err
+
+
+def test_a_picture_that_no_command_made_says_so(run):
+    write_png("made.png", np.zeros((8, 8, 3), np.uint8), {"prompt": "a"})
+    assert "made.png: was made by no command" in run("txt2img", "--like", "made.png")[2]
+
+
+def test_two_that_draw_at_once_take_numbers_of_their_own(tmp_path):
+    with cli.draw._place(tmp_path, "a red cube", 0, 1) as first, cli.draw._place(tmp_path, "a red cube", 0, 1) as other:
+        assert (first.name, other.name) == ("0001-a-red-cube.png", "0002-a-red-cube.png")
+    with pytest.raises(KeyboardInterrupt), cli.draw._place(tmp_path, "a cone", 0, 1):
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0001-a-red-cube.png", "0002-a-red-cube.png"]
 
 
 def test_inpaint_leaves_what_the_mask_leaves_out(run):

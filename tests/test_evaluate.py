@@ -191,7 +191,7 @@ def test_the_report_survives_json_and_the_table_shows_every_row():
     [
         ({"only": ["three"]}, "only: found three, expected some of judge, vae, clip, one"),
         ({"only": []}, "only: found nothing"),
-        ({"prompts": 0, "only": ["one"]}, "prompts: found 0, expected at least 1"),
+        ({"prompts": 0, "only": ["one"]}, "prompts: found 0, expected at least 2"),
     ],
 )
 def test_impossible_wishes_are_refused(options, message):

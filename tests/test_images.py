@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdjax.errors import InputError
-from sdjax.images import grid, infotext, read_picture, read_settings, to_uint8, write_png
+from sdjax.images import grid, infotext, read_depth, read_picture, read_settings, to_uint8, write_png
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SETTINGS = {
@@ -80,6 +80,15 @@ def test_a_phone_picture_stands_upright(tmp_path):
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     Image.fromarray(np.array([[0, 32896, 65535]], np.uint16)).save(tmp_path / "depth.png")
     assert to_uint8(read_picture(tmp_path / "depth.png"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_a_depth_map_keeps_all_its_bits(tmp_path):
+    deep = np.arange(1000, 1064, dtype=np.uint16).reshape(8, 8)  # one level in 8 bits
+    Image.fromarray(deep).save(tmp_path / "depth.png")
+    assert np.array_equal(read_depth(tmp_path / "depth.png"), deep)
+    assert len(np.unique(read_depth(tmp_path / "depth.png", (4, 4)))) == 16
+    Image.fromarray((deep - 1000).astype(np.uint8)).save(tmp_path / "shallow.png")
+    assert np.allclose(255 * read_depth(tmp_path / "shallow.png"), deep - 1000, atol=1e-4)
 
 
 def test_a_wide_picture_is_cut_equally_on_both_sides(tmp_path):

@@ -195,6 +195,21 @@ def test_a_model_that_cannot_be_saved_leaves_nothing(openai, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_an_interrupt_while_a_model_is_replaced_leaves_the_old_one(openai, tmp_path, monkeypatch):
+    save(openai, tmp_path / "m")
+    rename = os.rename
+
+    def interrupted(source, target):
+        if str(source).endswith(".part"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(openai, tmp_path / "m", "float16", replace=True)
+    assert os.listdir(tmp_path) == ["m"] and describe(tmp_path / "m").dtypes == ("float32",)
+
+
 def test_converting_is_loading_and_saving(openclip, written, tmp_path):
     convert(written / "openclip-diffusers", tmp_path / "m", "float16")
     assert sorted(os.listdir(tmp_path / "m")) == [

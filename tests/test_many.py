@@ -102,6 +102,8 @@ def test_pictures_of_other_settings_are_not_taken_for_done(tmp_path):
     draw_lines(Painter(), lines, SETTINGS, tmp_path, together=1)
     with pytest.raises(InputError, match="another seed"):
         draw_lines(Painter(), lines, SETTINGS | {"seed": 6}, tmp_path, together=1)
+    with pytest.raises(InputError, match="another dtype, weights"):
+        draw_lines(Painter(), lines, SETTINGS | {"dtype": "bfloat16", "weights": "0"}, tmp_path, together=1)
     with pytest.raises(InputError, match="another prompt"):
         draw_lines(Painter(), [Line(0, "blue", "", None)], SETTINGS, tmp_path, together=1)
 

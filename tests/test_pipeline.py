@@ -218,6 +218,11 @@ def test_clip_sees_the_middle_square_of_a_wide_picture():
         ({"steps": 2.5}, "steps: found 2.5"),
         ({"steps": True}, "steps: found True"),
         ({"guidance_scale": float("nan")}, "guidance_scale: found nan"),
+        ({"guidance_scale": "7"}, "guidance_scale: found 7"),
+        ({"guidance_scale": 1e39}, "guidance_scale: found 1e"),  # infinity in float32
+        ({"eta": "0"}, "eta: found 0"),
+        ({"negative_prompt": None}, "negative_prompt: found None, expected a text"),
+        ({"prompt": 5}, "prompt: found 5, expected a text"),
         ({"seed": -1}, "seed: found -1"),
         ({"seed": 2**32}, "seed: found 4294967296"),
         ({"num_images": 0}, "num_images: found 0"),
@@ -243,6 +248,7 @@ def test_a_bad_argument_is_named_with_what_was_found(sd, options, message):
     [
         (np.zeros((8, 8, 3)), {"strength": 1.5}, "strength: found 1.5"),
         (np.zeros((8, 8, 3)), {"strength": float("nan")}, "strength: found nan"),
+        (np.zeros((8, 8, 3)), {"strength": None}, "strength: found None"),
         (np.zeros((8, 8)), {}, r"image: found shape \[8, 8\], expected \[H, W, 3\]"),
         (np.zeros((8, 8, 4)), {}, r"image: found shape \[8, 8, 4\]"),
         (np.zeros((2, 8, 8, 3)), {}, "image: found 2 pictures, expected one"),

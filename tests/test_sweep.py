@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,12 @@ def test_diversity_is_how_far_apart_the_pictures_of_a_prompt_are():
 def test_what_cannot_be_measured_is_refused(options):
     with pytest.raises(InputError, match=f"{next(iter(options))}: found"):
         sweep(Guided(), Reader(), **{"prompts": PROMPTS} | options)
+
+
+def test_weights_without_an_image_encoder_are_refused_before_anything_is_drawn():
+    blind = SimpleNamespace(image_encoder=None, config=SimpleNamespace(name="blind"))
+    with pytest.raises(InputError, match="blind: these weights have no image encoder"):
+        sweep(blind, Reader(), prompts=PROMPTS)
 
 
 def test_the_sweep_is_a_table_json_and_a_picture(tmp_path):

@@ -1,6 +1,7 @@
 """A picture four times as large: what the network sees, any size, tiles, files."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +96,20 @@ def test_an_upscaler_survives_every_layout(sd, tmp_path):
 def test_a_bad_argument_is_named_with_what_was_found(sd, small, options, message):
     with pytest.raises(InputError, match=message):
         sd.upscale("a cone", **{"image": small} | options)
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [("low_res", {"schedule": "cosine"}), ("low_res", {"train_steps": 10**12}), ("unet", {"classes": "1000"})],
+)
+def test_an_upscaler_whose_configuration_cannot_be_is_refused(sd, tmp_path, part, values):
+    sdjax.save(sd, tmp_path / "own")
+    path = tmp_path / "own" / "sdjax.json"
+    index = json.loads(path.read_text())
+    index["config"][part] |= values
+    path.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=f"configuration's {part} {next(iter(values))} cannot be"):
+        sdjax.load(tmp_path / "own")
 
 
 def test_an_upscaler_says_so_when_asked_for_another_thing_and_others_when_asked_to_upscale(sd, small):

@@ -116,8 +116,10 @@ def _tokenizer(folder: Path, name: Any, c: TextConfig) -> Tokenizer:
 
 
 def require_free(folder: str | Path) -> None:
-    """InputError if something is at `folder` already, other than an empty folder."""
+    """InputError if something is at `folder` already, other than an empty folder, or if there is no place for it."""
     folder = Path(folder)
+    if not folder.parent.is_dir():
+        raise InputError(f"{folder}: cannot be written, as {folder.parent} is no folder; make that first")
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder}: is there already, expected a folder to make; give another name or move it away")
 
@@ -136,19 +138,23 @@ def written_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        if mine:
-            os.rename(folder, old)
-        os.rename(part, folder)
+        try:
+            if mine:
+                os.rename(folder, old)
+            os.rename(part, folder)
+        except BaseException:  # an interrupt, too, must not leave neither of the two
+            if old.exists() and not folder.exists():
+                os.rename(old, folder)
+            raise
     except OSError as error:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
         raise InputError(
             f"{folder}: cannot be written ({error.strerror or error}); give a place in an existing, writable folder"
             " with room"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -167,6 +167,7 @@ def check(config: ModelConfig, source: str) -> None:
     text, vae, unet, diffusion = config.text, config.vae, config.unet, config.diffusion
     upscales = unet.in_channels == unet.out_channels + 3
     sees_depth = unet.in_channels == unet.out_channels + 1
+    _require(source, (("unet classes", unet.classes is None or type(unet.classes) is int),))
     if unet.in_channels not in known_channels(unet.out_channels) or upscales != (unet.classes is not None):
         raise WrongFamily(source, by_channels(unet.in_channels))
     check_tower(text, "text", source)
@@ -187,15 +188,18 @@ def check(config: ModelConfig, source: str) -> None:
         ("unet context_width, the text's width", unet.context_width == text.width),
         ("unet classes", unet.classes is None or 1 <= unet.classes <= 2**16),
         ("low_res, which an upscaler has", upscales == (config.low_res is not None)),
-        ("low_res betas", config.low_res is None or 0.0 < config.low_res.beta_start <= config.low_res.beta_end < 1.0),
         ("depth, which a depth-to-image model has", sees_depth == (config.depth is not None)),
         ("image_size", 0 < config.image_size <= 2**14 and config.image_size % vae.factor == 0),
-        ("train_steps", 1 <= diffusion.train_steps <= 10**6),
-        ("beta_start and beta_end", 0.0 < diffusion.beta_start <= diffusion.beta_end < 1.0),
-        ("schedule", diffusion.schedule in ("scaled_linear", "linear")),
-        ("prediction", diffusion.prediction in ("eps", "v")),
         ("vision projection, the text's", config.vision is None or config.vision.projection == text.projection),
     ))
+    for name, c in (("diffusion", diffusion), ("low_res", config.low_res)):
+        if c is not None:
+            _require(source, (
+                (f"{name} train_steps", 1 <= c.train_steps <= 10**6),
+                (f"{name} beta_start and beta_end", 0.0 < c.beta_start <= c.beta_end < 1.0),
+                (f"{name} schedule", c.schedule in ("scaled_linear", "linear")),
+                (f"{name} prediction", c.prediction in ("eps", "v")),
+            ))
 
 
 def check_tower(c: Any, name: str, source: str) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import jax
-import numpy as np
 from flax import nnx
 
 from sdjax.errors import InputError
-
-Named = dict[str, np.ndarray]
 
 
 def flatten(state: nnx.State) -> dict[str, jax.Array]:

@@ -51,7 +51,7 @@ def bench(
         sd = figures.random_model(config.PRESETS[random.value](), as_dtype(dtype.value))
     else:
         sd = sdjax.load(model or common.default_model(), dtype=dtype.value)
-    report = figures.bench(sd, size=pixels if size else None, batch=batch, steps=steps, rounds=rounds)
+    report = figures.bench(sd, size=pixels, batch=batch, steps=steps, rounds=rounds)
     print(figures.table(report))
     if out:
         with written_whole(out) as part:

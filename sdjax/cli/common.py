@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from enum import StrEnum
@@ -29,7 +30,7 @@ def default_model(command: str = "txt2img") -> Path:
     for folder in (package / "weights" / name, package.parent / "weights" / name):
         if folder.is_dir():
             return folder
-    raise InputError(f"weights/{name}: not found beside the package; give --model PATH")
+    raise InputError(f"weights/{name}: not found beside the package; give the path of weights")
 
 
 def prepare() -> None:
@@ -49,14 +50,28 @@ def save(path: Path, picture: Any, sd: Any, settings: dict[str, Any] | None) -> 
     sdjax.write_png(path, sdjax.to_uint8(picture), settings)
 
 
-def read_size(size: str | None) -> tuple[int | None, int | None]:
-    """Height and width of HEIGHTxWIDTH; None where nothing was said."""
+def weights_id(sd: Any) -> str:
+    """Ten hex digits that tell a denoiser's weights from others, in the dtype that they are in: a hash of a sample.
+
+    That is sixteen of its tensors, evenly through the network, since a whole one would take seconds.
+    """
+    import jax
+    import numpy as np
+
+    found, leaves = hashlib.sha256(), jax.tree.leaves(sd.unet.state)
+    for leaf in leaves[:: max(1, len(leaves) // 16)]:
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:10]
+
+
+def read_size(size: str | None) -> list[int] | None:
+    """[height, width] of HEIGHTxWIDTH; None where nothing was said."""
     if size is None:
-        return None, None
+        return None
     match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)
     if not match:
         raise InputError(f"--size: found {size!r}, expected HEIGHTxWIDTH such as 512x768")
-    return int(match[1]), int(match[2])
+    return [int(match[1]), int(match[2])]
 
 
 def make_folder(out: Path) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,15 +20,21 @@ from sdjax.errors import InputError
 app = typer.Typer(rich_markup_mode=None)
 
 OUT = Path("outputs")
-# What a picture remembers, for --like: the settings of every command, and each command's own.
+# What a picture remembers, for --like: the settings of every command, and each command's own. `fit` is the size
+# [height, width] to which the pictures that a command was given were cropped and resized.
 DEFAULTS: dict[str, Any] = {
-    "negative_prompt": "", "steps": 50, "guidance_scale": None, "seed": 0, "first_image": 0, "height": None,
-    "width": None, "sampler": "ddim", "eta": 0.0,
+    "negative_prompt": "", "steps": 50, "guidance_scale": None, "seed": 0, "first_image": 0, "sampler": "ddim",
+    "eta": 0.0,
 }
 OWN: dict[str, dict[str, Any]] = {
-    "img2img": {"strength": 0.7}, "inpaint": {"strength": 1.0, "paste": True},
-    "upscale": {"noise_level": 20, "tile": 128}, "depth2img": {"strength": 0.8},
+    "txt2img": {"height": None, "width": None},
+    "img2img": {"strength": 0.7, "fit": None}, "inpaint": {"strength": 1.0, "paste": True, "fit": None},
+    "upscale": {"noise_level": 20, "tile": 128}, "depth2img": {"strength": 0.8, "fit": None},
 }
+# What else it remembers: what was asked for, by whom, and with which weights it was drawn, in which dtype.
+ABOUT: dict[str, Any] = {"prompt": "", "command": "", "dtype": "float32", "model": "", "weights": "", "version": ""}
+# Of which type a setting is whose default does not say so.
+KINDS = {"guidance_scale": float, "height": int, "width": int, "fit": list}
 
 
 Model = Annotated[
@@ -44,7 +53,7 @@ SamplerName = Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m or 
 Eta = Annotated[float | None, typer.Option(help="Fresh noise in DDIM, 0 to 1. Default 0.")]
 Out = Annotated[Path, typer.Option(help="A .png file, or a folder in which pictures are numbered.")]
 Like = Annotated[Path | None, typer.Option(help="Repeat a picture that sdjax wrote; other options change it.")]
-Precision = Annotated[Dtype, typer.Option(help="The dtype of the arithmetic.")]
+Precision = Annotated[Dtype | None, typer.Option(help="The dtype of the arithmetic. Default float32.")]
 Devices = Annotated[int, typer.Option(help="Spread the pictures over so many devices.")]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Leave prompt and settings out of the files.")]
 
@@ -67,19 +76,19 @@ def txt2img(
     size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH in pixels, multiples of 8. Default: the model's own.")
     ] = None,
-    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
+    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = None,
     devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Draw pictures of a prompt, or of every line of a file."""
-    height, width = common.read_size(size)
+    height, width = common.read_size(size) or (None, None)
     given = {"negative_prompt": negative, "steps": steps, "guidance_scale": guidance, "seed": seed,
-             "first_image": first, "height": height, "width": width, "sampler": sampler, "eta": eta}
+             "first_image": first, "height": height, "width": width, "sampler": sampler, "eta": eta, "dtype": dtype}
     if prompts is None:
         if coordinator is not None or (processes, process, batch) != (1, 0, 1):
             raise InputError("--coordinator, --processes, --process, --batch: are of --prompts; give that file too")
         settings = _settings("txt2img", like, prompt=_prompt(prompt), **given)
-        return _draw(settings, model, dtype, devices, count, out, no_metadata)
-    if prompt is not None or like is not None or negative is not None or count != 1 or out.suffix:
+        return _draw(settings, model, devices, count, out, no_metadata)
+    if prompt is not None or like is not None or negative is not None or count != 1 or _is_file(out):
         raise InputError("--prompts: takes no other prompt, --negative, --like or --count, and --out must be a folder")
     if batch < 1:
         raise InputError(f"--batch: found {batch}, expected at least 1")
@@ -91,10 +100,8 @@ def txt2img(
     if coordinator is not None:
         processes, process = many.join(coordinator, processes, process)
     lines = many.share(lines, processes, process)
-    sd = _load(model, "txt2img", dtype, devices)
-    settings = _settings("txt2img", None, prompt="", **given) | {"dtype": dtype.value}
-    if settings["guidance_scale"] is None:
-        settings["guidance_scale"] = sd.config.guidance
+    settings = _settings("txt2img", None, prompt="", **given)
+    sd = _load(model, settings, devices)
     drawn = many.draw_lines(sd, lines, settings, out, devices * batch, no_metadata)
     print(f"{out}: {drawn} drawn")
 
@@ -110,18 +117,18 @@ def img2img(
         str | None,
         typer.Option(help="HEIGHTxWIDTH to crop and resize the picture to. Default: its own, cut to multiples of 8."),
     ] = None,
-    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
+    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = None,
     devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Draw pictures of a prompt that start from another picture."""
     if image is None:
         raise InputError("--image: missing, expected a PNG, JPEG or WebP file to start from")
-    height, width = common.read_size(size)
+    fit = common.read_size(size)
     settings = _settings(
         "img2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
-        seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
+        seed=seed, first_image=first, fit=fit, sampler=sampler, eta=eta, strength=strength, dtype=dtype,
     )
-    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image})
+    _draw(settings, model, devices, count, out, no_metadata, {"image": image})
 
 
 @app.command()
@@ -142,20 +149,20 @@ def inpaint(
         str | None,
         typer.Option(help="HEIGHTxWIDTH to crop and resize both to. Default: their own, cut to multiples of 8."),
     ] = None,
-    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
+    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = None,
     devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Paint a part of a picture anew."""
     for name, path in (("image", image), ("mask", mask)):
         if path is None:
             raise InputError(f"--{name}: missing, expected a PNG, JPEG or WebP file")
-    height, width = common.read_size(size)
+    fit = common.read_size(size)
     settings = _settings(
         "inpaint", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
-        seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
+        seed=seed, first_image=first, fit=fit, sampler=sampler, eta=eta, strength=strength, dtype=dtype,
         paste=paste,
     )
-    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image, "mask": mask}, preview)
+    _draw(settings, model, devices, count, out, no_metadata, {"image": image, "mask": mask}, preview)
 
 
 @app.command()
@@ -170,16 +177,16 @@ def upscale(
     ] = None,
     model: Model = None, negative: Negative = None, steps: Steps = None, guidance: Guidance = None, seed: Seed = None,
     first: First = None, count: Count = 1, sampler: SamplerName = None, eta: Eta = None, out: Out = OUT,
-    like: Like = None, dtype: Precision = Dtype.float32, devices: Devices = 1, no_metadata: NoMetadata = False,
+    like: Like = None, dtype: Precision = None, devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Enlarge a picture four times, with weights of the x4 upscaler."""
     if image is None:
         raise InputError("--image: missing, expected a PNG, JPEG or WebP file")
     settings = _settings(
         "upscale", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
-        seed=seed, first_image=first, sampler=sampler, eta=eta, noise_level=noise_level, tile=tile,
+        seed=seed, first_image=first, sampler=sampler, eta=eta, noise_level=noise_level, tile=tile, dtype=dtype,
     )
-    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image})
+    _draw(settings, model, devices, count, out, no_metadata, {"image": image})
 
 
 @app.command()
@@ -199,18 +206,18 @@ def depth2img(
         str | None,
         typer.Option(help="HEIGHTxWIDTH to crop and resize the picture to. Default: its own, cut to multiples of 8."),
     ] = None,
-    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = Dtype.float32,
+    sampler: SamplerName = None, eta: Eta = None, out: Out = OUT, like: Like = None, dtype: Precision = None,
     devices: Devices = 1, no_metadata: NoMetadata = False,
 ) -> None:
     """Draw a prompt in the shape of another picture, with weights for depth-to-image."""
     if image is None:
         raise InputError("--image: missing, expected a PNG, JPEG or WebP file")
-    height, width = common.read_size(size)
+    fit = common.read_size(size)
     settings = _settings(
         "depth2img", like, prompt=_prompt(prompt), negative_prompt=negative, steps=steps, guidance_scale=guidance,
-        seed=seed, first_image=first, height=height, width=width, sampler=sampler, eta=eta, strength=strength,
+        seed=seed, first_image=first, fit=fit, sampler=sampler, eta=eta, strength=strength, dtype=dtype,
     )
-    _draw(settings, model, dtype, devices, count, out, no_metadata, {"image": image, "depth": depth}, preview)
+    _draw(settings, model, devices, count, out, no_metadata, {"image": image, "depth": depth}, preview)
 
 
 @app.command("depth")
@@ -218,7 +225,7 @@ def draw_depth(
     image: Annotated[Path, typer.Argument(help="The picture: PNG, JPEG or WebP.")],
     model: Annotated[Path | None, typer.Option(help="Weights for depth-to-image: a folder or a file.")] = None,
     out: Annotated[Path, typer.Option(help="The .png file to write.")] = OUT / "depth.png",
-    dtype: Precision = Dtype.float32,
+    dtype: Precision = None,
 ) -> None:
     """Draw how near everything in a picture is: white is nearest."""
     if out.suffix.lower() != ".png":
@@ -228,38 +235,57 @@ def draw_depth(
     from sdjax.images import of_depth, read_picture
 
     picture = read_picture(image)
-    seen = sdjax.load(model or common.default_model("depth"), dtype=dtype.value).midas(picture)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    common.make_folder(out.parent)
+    seen = sdjax.load(model or common.default_model("depth"), dtype=dtype or "float32").midas(picture)
     sdjax.write_png(out, sdjax.to_uint8(of_depth(seen[0])), None)
     print(out)
 
 
 def _prompt(prompt: str | None) -> str | None:
-    return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt: what comes in is no text in {error.encoding}; save it as that first") from None
 
 
 def _settings(command: str, like: Path | None, **given: Any) -> dict[str, Any]:
     """Defaults, then the settings of the picture to be repeated, then what was given."""
-    settings = DEFAULTS | OWN.get(command, {})
+    settings = {"prompt": None} | DEFAULTS | OWN[command] | {"dtype": ABOUT["dtype"]}
     if like:
-        from sdjax.images import read_settings
-
-        stored = read_settings(like)
-        if stored.get("command") != command:
-            made_by = stored.get("command")
-            raise InputError(f"{like}: was made by {made_by!r}; repeat it with `sdjax {made_by}`")
-        unknown = set(stored) - set(settings) - {"prompt", "command", "model", "version", "dtype"}
-        if unknown:
-            raise InputError(f"{like}: has settings that this version does not know: {', '.join(sorted(unknown))}")
-        settings |= stored
+        settings |= _remembered(like, command)
     settings |= {name: value for name, value in given.items() if value is not None}
-    if settings.get("prompt") is None:
+    if settings["prompt"] is None:
         raise InputError('prompt: missing, expected a text such as "a red cube"; an empty one is written ""')
     return settings | {"command": command}
 
 
+def _remembered(path: Path, command: str) -> dict[str, Any]:
+    """The settings of a picture that `command` made; InputError for any that it cannot have."""
+    from sdjax.images import read_settings
+
+    stored = read_settings(path)
+    if (made_by := stored.get("command")) != command:
+        known = f"was made by `sdjax {made_by}`; repeat it with that" if made_by in OWN else "was made by no command"
+        raise InputError(f"{path}: {known}")
+    examples = DEFAULTS | OWN[command] | ABOUT
+    for name in ("height", "width"):  # what came out, which tells txt2img what to ask for, and the others nothing
+        if name not in examples:
+            stored.pop(name, None)
+    unknown = set(stored) - set(examples)
+    if unknown:
+        raise InputError(f"{path}: has settings that this version does not know: {', '.join(sorted(unknown))}")
+    for name, value in stored.items():
+        kind = KINDS.get(name, type(examples[name]))
+        fits = type(value) is kind or (kind is float and type(value) is int) or (value is None and name in KINDS)
+        if not fits or (name == "fit" and value and not (len(value) == 2 and all(type(n) is int for n in value))):
+            raise InputError(f"{path}: remembers {name} as {value!r}, which cannot be; give the settings by hand")
+    return stored
+
+
 def _draw(
-    settings: dict[str, Any], model: Path | None, dtype: Dtype, devices: int, count: int, out: Path, no_metadata: bool,
+    settings: dict[str, Any], model: Path | None, devices: int, count: int, out: Path, no_metadata: bool,
     files: dict[str, Path | None] | None = None, preview: bool = False,
 ) -> None:
     """Loads, draws with a progress bar, writes each picture with its own number, and prints where.
@@ -268,26 +294,25 @@ def _draw(
     """
     if count < 1:
         raise InputError(f"--count: found {count}, expected at least 1")
-    command, paths = settings["command"], _paths(out, str(settings["prompt"]), count)
+    if out.suffix and not _is_file(out) and not out.is_dir():
+        raise InputError(f"--out: found {out}, expected a .png file or a folder")
+    common.make_folder(out.parent if _is_file(out) else out)  # before the work
+    command = settings["command"]
     common.prepare()
     import sdjax
 
-    sd = _load(model, command, dtype, devices)
-    if settings.get("model") not in (None, sd.config.name):
-        raise InputError(
-            f"--like: made with {settings['model']!r}, but these weights are {sd.config.name!r}; give its --model"
-        )
-    if settings["guidance_scale"] is None:
-        settings["guidance_scale"] = sd.config.guidance
-    options = {name: settings[name] for name in DEFAULTS | OWN.get(command, {})} | {"num_images": count}
-    given = {}
-    if files:
-        size = options.pop("height"), options.pop("width")
-        given = {name: _read(name, path, size, whole=command == "upscale") for name, path in files.items() if path}
+    options = {name: settings[name] for name in DEFAULTS | OWN[command]} | {"num_images": count}
+    fit = options.pop("fit", None)
+    given = {name: _read(name, path, fit, whole=command == "upscale") for name, path in (files or {}).items() if path}
+    sd = _load(model, settings, devices)
+    options["guidance_scale"] = settings["guidance_scale"]  # the model's own, if none was asked for
     pictures = _with_bar(sd, settings["prompt"], command, given | options)
-    for i, path in enumerate(paths):
-        own = settings | {"first_image": settings["first_image"] + i, "dtype": dtype.value}
-        common.save(path, pictures[i], sd, None if no_metadata else own)
+    paths = []
+    for i, picture in enumerate(pictures):
+        with _place(out, settings["prompt"], i, count) as path:
+            own = settings | {"first_image": settings["first_image"] + i}
+            common.save(path, picture, sd, None if no_metadata else own)
+        paths.append(path)
         print(path)
     if preview:
         name, picture = _preview(sd, given)
@@ -296,17 +321,28 @@ def _draw(
         print(path)
 
 
-def _load(model: Path | None, command: str, dtype: Dtype, devices: int) -> Any:
+def _load(model: Path | None, settings: dict[str, Any], devices: int) -> Any:
+    """The model, whose own guidance scale and name the settings get; InputError where they are another model's."""
     import sdjax
 
-    sd = sdjax.load(model or common.default_model(command), dtype=dtype.value)
+    sd = sdjax.load(model or common.default_model(settings["command"]), dtype=settings["dtype"])
+    own = {"model": sd.config.name, "weights": common.weights_id(sd)}
+    for name, value in own.items():
+        if settings.get(name, value) != value:
+            raise InputError(
+                f"--like: made with {settings['model']} weights {settings.get('weights')}, but these are"
+                f" {own['model']} {own['weights']} in {settings['dtype']}; give its --model and --dtype"
+            )
+    settings |= own
+    if settings["guidance_scale"] is None:
+        settings["guidance_scale"] = sd.config.guidance
     return sd if devices == 1 else sd.spread(devices)
 
 
 def _with_bar(sd: Any, prompt: str, command: str, options: dict[str, Any]) -> Any:
     """The pictures of a method of the model, drawn step by step with a progress bar."""
     tile = options.pop("tile", None)
-    if tile and max(options["image"].shape) > tile:
+    if tile is not None and max(options["image"].shape) > tile:
         return getattr(sd, command)(prompt, tile=tile, **options)  # many loops, one a tile
     last = None
     with tqdm(total=None, unit="step", desc="drawing", dynamic_ncols=True, disable=None) as bar:
@@ -318,11 +354,12 @@ def _with_bar(sd: Any, prompt: str, command: str, options: dict[str, Any]) -> An
     return last.pictures() if last else getattr(sd, command)(prompt, **options)
 
 
-def _read(name: str, path: Path, size: tuple[int | None, int | None], whole: bool) -> Any:
+def _read(name: str, path: Path, fit: list[int] | None, whole: bool) -> Any:
     """A picture [H, W, 3], or a mask or depth [H, W]; cut to multiples of 8 in the middle, but for `whole`."""
-    from sdjax.images import read_mask, read_picture
+    from sdjax import images
 
-    array = (read_picture if name == "image" else read_mask)(path, size if all(size) else None)
+    read = {"image": images.read_picture, "mask": images.read_mask, "depth": images.read_depth}[name]
+    array = read(path, fit)
     if whole:
         return array
     top, left = (side % 8 // 2 for side in array.shape[:2])
@@ -340,13 +377,32 @@ def _preview(sd: Any, given: dict[str, Any]) -> tuple[str, Any]:
     return "depth", of_depth(given["depth"] if "depth" in given else sd.midas(image)[0])
 
 
-def _paths(out: Path, prompt: str, count: int) -> list[Path]:
-    """Where the pictures will go: `out` itself if it is a .png, else the next free numbers in a folder."""
-    if out.suffix.lower() == ".png":
-        return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
-    if out.suffix:
-        raise InputError(f"--out: found {out}, expected a .png file or a folder")
-    names = common.make_folder(out)
-    taken = [int(match[1]) for name in names if (match := re.match(r"(\d{4,})-", name))]
+def _is_file(out: Path) -> bool:
+    return out.suffix.lower() == ".png" and not out.is_dir()
+
+
+@contextlib.contextmanager
+def _place(out: Path, prompt: str, i: int, count: int) -> Iterator[Path]:
+    """Where picture `i` goes: `out` itself if it is a .png, else the next free number in that folder.
+
+    An empty file takes the number at once, so that another process takes the next; it goes if nothing comes of it.
+    """
+    if _is_file(out):
+        yield out if count == 1 else out.with_name(f"{out.stem}-{i}{out.suffix}")
+        return
     slug = re.sub(r"[^\w]+", "-", prompt[:200].lower()).strip("-")[:60].rstrip("-") or "picture"
-    return [out / f"{max(taken, default=0) + 1 + i:04}-{slug}.png" for i in range(count)]
+    taken = [int(match[1]) for name in common.make_folder(out) if (match := re.match(r"(\d{4,})-", name))]
+    for number in itertools.count(max(taken, default=0) + 1):
+        path = out / f"{number:04}-{slug}.png"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
+        break
+    try:
+        yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

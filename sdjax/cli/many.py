@@ -95,13 +95,14 @@ def draw_lines(
 
     InputError where a picture is there that remembers other settings.
     """
-    options = {name: value for name, value in settings.items() if name not in ("command", "prompt", "dtype")}
+    about = ("command", "dtype", "model", "weights")
+    options = {name: value for name, value in settings.items() if name not in ("prompt", *about)}
     left = []
     for line in lines:
         if not picture_path(out, line).exists():
             left.append(line)
         elif not no_metadata:
-            _same(picture_path(out, line), options | _own(line, options) | {"model": sd.config.name})
+            _same(picture_path(out, line), settings | _own(line, options))
     done, together = len(lines) - len(left), min(together, len(left))
     with tqdm(total=len(lines), initial=done, unit="picture", dynamic_ncols=True, disable=None) as bar:
         for start in range(0, len(left), together or 1):

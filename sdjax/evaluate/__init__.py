@@ -60,14 +60,14 @@ def evaluate(
     """The figures of a model as {"settings": {...}, "rows": [Row as a dict, ...]}, ready for JSON.
 
     `prompts` for each figure (CLIP's in whole groups of 64), `batch` pictures drawn at a time, `only` some
-    of FIGURES, by default all that suit the model. Raises InputError for an unknown figure or less than one prompt.
+    of FIGURES, by default all that suit the model. Raises InputError for an unknown figure or less than two prompts.
     """
     chosen = [name for name in FIGURES if name in only] if only is not None else suited(sd)
     unknown = set(only or ()) - set(FIGURES)
     wished = ", ".join(sorted(unknown)) or "nothing"
     for name, good, found, expected in (
         ("only", chosen and not unknown, wished, "some of " + ", ".join(FIGURES)),
-        ("prompts", prompts >= 1, prompts, "at least 1"),
+        ("prompts", prompts >= 2, prompts, "at least 2"),
         ("batch", batch >= 1, batch, "at least 1"),
     ):
         if not good:
@@ -86,9 +86,10 @@ def evaluate(
 
 
 def suited(sd: StableDiffusion) -> list[str]:
-    """The figures of what a model is for."""
+    """The figures of what a model is for; CLIP's where it has both encoders."""
     beside = sd.config.unet.in_channels - sd.config.vae.latent_channels
-    return [name for name, figure in FIGURES.items() if figure.beside == beside]
+    left_out = {"clip"} if sd.image_encoder is None else set()
+    return [name for name, figure in FIGURES.items() if figure.beside == beside and name not in left_out]
 
 
 def table(report: dict[str, Any]) -> str:

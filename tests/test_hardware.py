@@ -1,0 +1,43 @@
+"""What the command line sets up before JAX starts: one flag beside the user's own, and a cache nobody else can fill."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import pytest
+
+from sdjax import hardware
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """What `prepare` tells JAX, with a cache folder in an empty home."""
+    told = {}
+    monkeypatch.setattr(jax.config, "update", lambda name, value: told.update({name: value}))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_the_user")
+    return told
+
+
+def test_the_cache_is_the_users_own_and_their_flags_are_kept(settings, tmp_path):
+    hardware.prepare()
+    assert settings["jax_compilation_cache_dir"] == str(tmp_path / "sdjax")
+    assert (tmp_path / "sdjax").stat().st_mode & 0o777 == 0o700
+    hardware.prepare()  # a second time changes nothing
+    assert os.environ["XLA_FLAGS"].split().count("--xla_of_the_user") == 1
+    assert os.environ["XLA_FLAGS"].count("ynn_fusion_type") <= 1
+
+
+def test_programs_that_others_can_write_are_not_run(settings, tmp_path):
+    (tmp_path / "sdjax").mkdir()
+    (tmp_path / "sdjax").chmod(0o777)
+    hardware.prepare()
+    assert not settings
+
+
+def test_a_cache_of_the_users_choice_is_left_alone(settings, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    hardware.prepare()
+    assert not settings
