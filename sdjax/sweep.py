@@ -6,7 +6,6 @@ apart pictures of the same prompt are in the space of CLIP: the mean of 1 - cosi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sdjax.errors import InputError
-from sdjax.evaluate import SPLIT, Z, wilson
+from sdjax.evaluate import wilson
+from sdjax.evaluate.trial import mean
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import describe, scene_at
 from sdjax.toyworld.judge import Judge, obeys
@@ -26,9 +26,10 @@ def sweep(
     sd: StableDiffusion, judge: Judge, *, scales: Sequence[float] = SCALES, prompts: int = 50, images: int = 4,
     steps: int = 50, sampler: str = "ddim", seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """One row a scale: `images` pictures of each of `prompts` scenes of the test split, half with one solid.
+    """One row a scale: `images` pictures of each of `prompts` scenes, half with one solid.
 
-    Every scale starts from the same noise. The interval of adherence is Wilson's, as if each picture were of a prompt
+    They are of the validation split, since a scale that is chosen on the test split is not tested there. Every scale
+    starts from the same noise. The interval of adherence is Wilson's, as if each picture were of a prompt
     of its own, that of diversity is over prompts; both 95 %. Raises InputError for no scale, less than two prompts
     or images, or weights without an image encoder.
     """
@@ -37,7 +38,7 @@ def sweep(
             raise InputError(f"{name}: found {found}, expected at least {least}")
     if sd.image_encoder is None:
         raise InputError(f"{sd.config.name}: these weights have no image encoder, and diversity needs it")
-    scenes = [scene_at(seed, SPLIT, i, count=1 + i % 2) for i in range(prompts)]
+    scenes = [scene_at(seed, "valid", i, count=1 + i % 2) for i in range(prompts)]
     rows = []
     with tqdm(total=len(scales) * prompts * images, unit="picture", dynamic_ncols=True, smoothing=0.05) as bar:
         for scale in scales:
@@ -50,13 +51,12 @@ def sweep(
                 right += sum(obeys(seen, scene).objects for seen in judge.read(pictures))
                 spread.append(diversity(np.asarray(sd.image_encoder(pictures))))
                 bar.update(images)
-            n, mean = prompts * images, float(np.mean(spread))
-            half = Z * float(np.std(spread, ddof=1)) / math.sqrt(prompts)
+            n, apart = prompts * images, mean("diversity", np.array(spread), "", "")
             low, high = wilson(right, n)
             rows.append({
                 "guidance_scale": float(scale), "n": n,
                 "right": 100 * right / n, "right_low": 100 * low, "right_high": 100 * high,
-                "diversity": mean, "diversity_low": mean - half, "diversity_high": mean + half,
+                "diversity": apart.value, "diversity_low": apart.low, "diversity_high": apart.high,
             })
     return rows
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ from small_models import DEPTH, OPENCLIP, UPSCALER, model
 
 import sdjax
 from sdjax.config import inpainting
+from sdjax.diffusion import alphas
 from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.images import shrunk
 from sdjax.toyworld import nearness, render, render_batch, scene_at, screen_box
-from sdjax.training import conditioned, unet, vae
+from sdjax.training import conditioned, midas, unet, vae
 from sdjax.training.conditions import depths, hole, holes, widened
 from sdjax.training.midas import invariant_loss
+from sdjax.training.parts import write_module
 from sdjax.unet import UNet
 from sdjax.vae import VAE, Posterior
 
@@ -89,6 +92,8 @@ def test_a_stage_goes_on_with_a_model_and_leaves_a_model(tmp_path, monkeypatch):
     recipe = dataclasses.replace(conditioned.INPAINT, steps=1, batch=2)
     conditioned.train_inpaint(tmp_path / "run", recipe, 2, tmp_path / "base")
     made = sdjax.load(tmp_path / "run" / "inpaint" / "model")
+    kernel = model(BASE).unet.module.conv_in.kernel[...]  # kept in half precision, and one small step away
+    assert np.allclose(made.unet.module.conv_in.kernel[...][:, :, :4], kernel, atol=1e-3)
     assert made.config.name == "tiny-inpaint" and made.config.unet.in_channels == 9
     assert (tmp_path / "run" / "inpaint" / "unet" / "000001.png").exists()
     monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
@@ -110,6 +115,69 @@ def test_an_upscaler_goes_on_with_its_own_autoencoder_and_denoiser(tmp_path, mon
     kernel = base.unet.module.conv_in.kernel[...]
     assert np.array_equal(begun[0].conv_in.kernel[...], kernel)
     assert np.allclose(made.unet.module.conv_in.kernel[...], kernel, rtol=1e-3)  # kept in half precision
+    for ours, theirs in zip(*(jax.tree.leaves(sd.vae.state) for sd in (made, base))):
+        assert np.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_an_upscaler_goes_on_among_what_another_run_left(tmp_path, monkeypatch):
+    base = model(dataclasses.replace(UPSCALER, name="tiny-upscaler", image_size=128))
+    sdjax.save(base, tmp_path / "base")
+    write_module(tmp_path / "on" / "upscale" / "vae.safetensors", VAE(base.config.vae, rngs=nnx.Rngs(9)))
+    monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
+    conditioned.train_upscale(tmp_path / "on", scenes=2, start=tmp_path / "base")
+    made = sdjax.load(tmp_path / "on" / "upscale" / "model")  # its latents are those of its own autoencoder
+    assert np.allclose(made.vae.module.encoder.conv_in.kernel[...], base.vae.module.encoder.conv_in.kernel[...],
+                       rtol=1e-3)
+
+
+def test_depth_is_learned_from_the_worlds_and_then_heard_by_the_denoiser(tmp_path, monkeypatch):
+    sdjax.save(model(BASE), tmp_path / "base")
+    eye = dataclasses.replace(DEPTH.depth, image_size=128)
+    monkeypatch.setattr(conditioned, "tiny_depth", lambda base: dataclasses.replace(
+        base, name="tiny-depth", unet=dataclasses.replace(base.unet, in_channels=5), depth=eye))
+    monkeypatch.setattr(midas, "RECIPE", dataclasses.replace(midas.RECIPE, steps=1, batch=2))
+    recipe = dataclasses.replace(conditioned.DEPTH, steps=1, batch=2)
+    conditioned.train_depth(tmp_path / "run", recipe, 2, tmp_path / "base")
+    assert (tmp_path / "run" / "depth" / "midas" / "000001.png").exists()
+    made = sdjax.load(tmp_path / "run" / "depth" / "model")
+    assert made.depth_estimator.config == eye and made.config.unet.in_channels == 5
+    assert np.std(made.unet.module.conv_in.kernel[...][:, :, 4:]) > 0.2  # loud from the start
+
+
+class Blind(nnx.Module):
+    """A denoiser that notes what it is shown and foresees nothing."""
+
+    def __init__(self):
+        self.weight, self.shown = nnx.Param(jnp.zeros(1)), []
+
+    def __call__(self, x, t, text, classes):
+        SHOWN.append((np.asarray(x), np.asarray(t), np.asarray(classes)))
+        return jnp.zeros((*x.shape[:3], 4))
+
+
+SHOWN = []
+
+
+def test_the_upscalers_denoiser_is_shown_scaled_latents_and_a_noised_small_picture(monkeypatch):
+    sd, rows, kept = model(UPSCALER), 64, {}
+    monkeypatch.setattr(unet, "fit", lambda recipe, start, loss, batch_at, *rest, **options: kept.update(
+        loss=loss, batch=batch_at(0), start=start, text=options["frozen"]) or start)
+    mean, small = np.full((50, 8, 8, 4), 6.0, np.float32), np.full((50, 8, 8, 3), -5.0, np.float32)
+    unet.train(
+        sd.config.unet, sd.config.diffusion, sd.text_encoder.module, sd.tokenizer,
+        Posterior(mean, np.full_like(mean, -60.0)), 0.5, None, dataclasses.replace(unet.RECIPE, batch=rows),
+        start=Blind(), beside=small, low_res=UPSCALER.low_res,
+    )
+    loss = kept["loss"](kept["start"], kept["text"], kept["batch"], jax.random.key(0))
+    x, t, level = SHOWN.pop()
+    a, b = (alphas(c)[i][:, None, None, None] for c, i in ((UPSCALER.diffusion, t), (UPSCALER.low_res, level)))
+    assert sorted(t // (1000 / rows)) == list(range(rows)) and level.max() < UPSCALER.unet.classes  # evenly spread
+    noises = []
+    for seen, clean, share in ((x[..., :4], 0.5 * 6.0, a), (x[..., 4:], -5.0, b)):
+        noises.append((seen - np.sqrt(share) * clean) / np.sqrt(1 - share))
+        assert abs(noises[-1].mean()) < 0.05 and abs(noises[-1].std() - 1) < 0.05  # 12,288 numbers
+    v = np.sqrt(a) * noises[0] - np.sqrt(1 - a) * 0.5 * 6.0
+    assert np.isclose(loss, np.mean(v**2), rtol=1e-3)
 
 
 def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictures(tmp_path, monkeypatch):
@@ -128,7 +196,7 @@ def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictu
     sdjax.save(model(BASE), tmp_path / "base")
     recipe = dataclasses.replace(conditioned.UPSCALE, steps=100)
     conditioned.train_upscale(tmp_path / "run", recipe, 2, tmp_path / "base")
-    assert [row[:5] for row in asked] == [("squares", 73, 16, 0, 16), ("unet", 27, 8, 1, None)]
+    assert [row[:5] for row in asked] == [("squares", 73, 16, 0, 16), ("unet", 27, 8, 1_000_000, None)]
     assert asked[0][5] is None  # from nothing, and then from what the squares have taught
     first = UNet(asked[1][5].config, rngs=nnx.Rngs(1))
     assert np.array_equal(asked[1][5].conv_in.kernel[...], first.conv_in.kernel[...])

@@ -9,8 +9,9 @@ import pytest
 from sdjax.config import sd1
 from sdjax.errors import InputError
 from sdjax.evaluate import evaluate, paired, table, wilson
+from sdjax.evaluate.trial import mean
 from sdjax.pipeline import StableDiffusion
-from sdjax.toyworld import Scene, describe, render, scene_at
+from sdjax.toyworld import Scene, describe, is_held_out, render, scene_at
 from sdjax.toyworld.judge import Judge, Seen, middle
 
 PROMPTS = 6
@@ -118,6 +119,26 @@ def test_the_first_picture_of_each_prompt_counts_and_has_a_noise_of_its_own():
     assert len(second) == 4  # filled up to the batch
     assert options == {"sampler": "ddim", "steps": 30, "guidance_scale": 7.5, "seed": 0, "first_image": 0}
     assert more["first_image"] == 4
+
+
+def test_two_objects_have_a_noise_of_their_own():
+    """The n-th scenes of one and of two solids share the first: with one noise, too, they would be right together."""
+    painter = Painter()
+    figures(painter, "one", "two")
+    assert [options["first_image"] for _, options in painter.asked] == [0, 4, 6, 10]
+
+
+def test_held_out_pairs_are_what_was_held_out():
+    painter = Painter()
+    figures(painter, "held-out")
+    scenes = [scene_at(0, "test", i, 2, True) for i in range(PROMPTS)]
+    assert all(is_held_out(scene) for scene in scenes)
+    assert [p for prompts, _ in painter.asked for p in prompts][:PROMPTS] == [describe(scene) for scene in scenes]
+
+
+def test_the_interval_of_a_mean_is_students():
+    row = mean("", np.array([1.0, 2.0, 3.0]), "", "")
+    assert (row.value, row.high - row.value) == pytest.approx((2.0, 4.3027 / np.sqrt(3)), abs=1e-3)  # t(2), deviation 1
 
 
 def test_english_is_drawn_once_for_all_the_figures_that_need_it():

@@ -1,6 +1,5 @@
 """The figures of inpainting, depth and upscaling: models of known quality get what they deserve."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +8,7 @@ import pytest
 
 from sdjax.config import sd1
 from sdjax.evaluate import FIGURES, evaluate, suited, table
-from sdjax.evaluate.shown import beyond, chance, changed, correlation, hole_of, ranks
+from sdjax.evaluate.shown import beyond, chance, changed, correlation, floor, hole_of, ranks
 from sdjax.images import as_pictures
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import is_held_out, nearness, render, scene_at, screen_box
@@ -87,8 +86,11 @@ def test_inpainting_counts_the_asked_object_in_the_hole_only():
               for s, (r, c) in zip(asked, holes)]
     answers = [[inside[0]], [], [inside[2]._replace(x=holes[2][1].stop + 1.0)], [inside[3]._replace(colour="no")]]
     vae = SimpleNamespace(encode=lambda p: SimpleNamespace(mean=p), decode=lambda z: z - np.sign(z) * 0.01)
-    sd = Stub(vae=vae, inpaint=lambda prompt, image, mask, paste, **options: image - np.sign(image) * 0.02)
+    first = []
+    sd = Stub(vae=vae, inpaint=lambda prompt, image, mask, paste, **options: first.append(options["first_image"]) or
+              image - np.sign(image) * 0.02)
     found = values(sd, Reads(answers), "inpaint")
+    assert first == list(range(PROMPTS))
     assert found["the object asked for is in the hole"] == 25.0
     assert found["PSNR outside the hole, less the VAE's own"] == pytest.approx(-6.02, abs=0.01)  # twice the error
 
@@ -96,23 +98,34 @@ def test_inpainting_counts_the_asked_object_in_the_hole_only():
 def test_a_perfect_depth_network_has_rank_correlation_one_whatever_its_unit():
     depths = iter([nearness(render(scene)[1]) for scene in SCENES])
     sd = Stub(midas=lambda pictures: np.exp(3 * next(depths))[None])
-    assert values(sd, Reads([]), "midas")["rank correlation with true depth"] == pytest.approx(1.0)
+    found = values(sd, Reads([]), "midas")
+    assert found["rank correlation with true depth"] == pytest.approx(1.0)
+    assert found["correlation of what stands on the floor"] > 0.9  # the unit is bent, too
+    blind = values(Stub(midas=lambda pictures: floor(SCENES[0])[None]), Reads([]), "midas")
+    assert blind["rank correlation with true depth"] > 0.9 > 0.2 > blind["correlation of what stands on the floor"]
 
 
 def test_depth_to_image_needs_both_colours_and_depth():
     asked = [changed(s, chance(0, i), ("colour",)) for i, s in enumerate(SCENES)]
-    right = [[Seen(s.colour, "cone", "large", 0.0, 0.0, 1.0) for s in scene.solids] for scene in asked]
-    given = []
-    sd = Stub(depth2img=lambda prompt, image, depth, strength, **options: given.append(depth) or image[None],
-              midas=lambda pictures: given[-1][None])
-    found = values(sd, Reads([right[0], [], right[2], right[3]]), "depth2img")
-    assert found["the colours asked for"] == 75.0
-    assert found["correlation of depth, as MiDaS reads it"] == pytest.approx(1.0)
-    assert found["and of what stands on the floor"] == pytest.approx(1.0)
+    right = [[Seen(s.colour, s.shape, "large", 0.0, 0.0, 1.0) for s in scene.solids] for scene in asked]
+    pair = 3  # of two colours and two shapes
+    a, b = right[pair]
+    right[pair] = [a._replace(colour=b.colour), b._replace(colour=a.colour)]  # the colours asked for, swapped
+    given, options = [], []
+    sd = Stub(depth2img=lambda prompt, image, depth, strength, **rest: (given.append(depth), options.append(rest)) and
+              image[None])
+    # In the first picture nothing rose from the floor.
+    sd.midas = lambda pictures: (floor(SCENES[0]) if len(given) == 1 else given[-1])[None]
+    found = values(sd, Reads(right), "depth2img")
+    assert found["each solid in the colour asked for"] == 75.0
+    assert 0.97 < found["correlation of depth, as MiDaS reads it"] < 1.0 - 1e-6
+    assert found["and of what stands on the floor"] == pytest.approx(0.75, abs=0.1)
+    assert [o["first_image"] for o in options] == list(range(PROMPTS))  # a noise of its own
+    assert all((o["steps"], o["seed"], o["guidance_scale"]) == (50, 0, sd.config.guidance) for o in options)
 
 
 def test_an_empty_floor_correlates_with_any_scene_and_only_the_figure_without_it_can_tell():
-    empty = nearness(render(dataclasses.replace(SCENES[0], solids=()))[1])
+    empty = floor(SCENES[0])
     for scene in SCENES:
         near = nearness(render(scene)[1])
         assert correlation(empty, near) > 0.9
@@ -123,18 +136,19 @@ def test_an_empty_floor_correlates_with_any_scene_and_only_the_figure_without_it
 def test_upscaling_is_measured_against_a_bicubic_filter():
     sd = Stub(upscale=lambda prompt, image, **options: np.asarray(jax.image.resize(image, (1, 128, 128, 3), "cubic")))
     assert abs(values(sd, Reads([]), "upscale")["PSNR, more than bicubic"]) < 0.1
-    pictures = iter([as_pictures(render(scene)[0], "renders") for scene in SCENES])
-    sd = Stub(upscale=lambda prompt, image, **options: next(pictures))
-    assert values(sd, Reads([]), "upscale")["PSNR, more than bicubic"] > 60.0
+    pictures, first = iter([as_pictures(render(scene)[0], "renders") for scene in SCENES]), []
+    sd = Stub(upscale=lambda prompt, image, **options: first.append(options["first_image"]) or next(pictures))
+    assert values(sd, Reads([]), "upscale")["PSNR, more than bicubic"] > 60.0 and first == list(range(PROMPTS))
 
 
 def test_each_kind_of_model_has_its_figures():
-    def of(channels):
+    def of(channels, eye=True):
         config = SimpleNamespace(unet=SimpleNamespace(in_channels=channels), vae=SimpleNamespace(latent_channels=4))
-        return suited(Stub(config=config))
+        return suited(Stub(config=config, image_encoder=eye or None))
 
     assert of(9) == ["inpaint"] and of(5) == ["midas", "depth2img"] and of(7) == ["upscale"]
     assert of(4) == list(FIGURES)[:8]
+    assert of(4, eye=False) == [name for name in of(4) if name != "clip"]  # a file in the original layout has no such
 
 
 def test_a_correlation_has_three_digits_in_the_table():

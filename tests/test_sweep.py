@@ -15,7 +15,7 @@ from sdjax.toyworld import describe, scene_at
 from sdjax.toyworld.judge import Seen, middle
 
 PROMPTS = 4
-SCENES = [scene_at(0, "test", i, count=1 + i % 2) for i in range(PROMPTS)]
+SCENES = [scene_at(0, "valid", i, count=1 + i % 2) for i in range(PROMPTS)]
 
 
 class Guided:
@@ -23,6 +23,7 @@ class Guided:
 
     def txt2img(self, prompt, *, num_images, first_image, guidance_scale, **options):
         number = [describe(scene) for scene in SCENES].index(prompt)
+        assert first_image == number * num_images  # a noise of its own
         seen = guidance_scale >= 5 or len(SCENES[number].solids) == 1
         return np.array([[number if seen else -1, 1.0, i / guidance_scale] for i in range(num_images)])
 

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from small_models import OPENCLIP, model
 
 from sdjax.config import DiffusionConfig
 from sdjax.errors import InputError
 from sdjax.layers import lecun_normal
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import Scene, Solid, is_held_out, render, scene_at
-from sdjax.training import unet
+from sdjax.training import clip, judge, unet
 from sdjax.training.clip import LOOKS, TOKENS, contrastive_loss, mistaken, right_and_wrong, told_by_token, told_by_word
 from sdjax.training.data import pictures, step_rng, train_scene
 from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, fit
@@ -264,3 +265,32 @@ def test_kernels_begin_as_flax_would_draw_them():
     assert not (drawn[0, 0] == drawn[1, 1]).any()
     traced = jax.jit(lecun_normal, static_argnums=1)(jax.random.key(1), shape)
     assert abs(np.asarray(traced).std() / drawn.std() - 1) < 0.01, "in a program too, by JAX's own generator"
+
+
+def numbered(monkeypatch, module, **given):
+    """The first batch of a training whose picture i is all i, the rows that it took, and what `given` replaced."""
+    batches = []
+    monkeypatch.setattr(module, "fit", lambda recipe, start, loss, batch_at, *rest, **options: batches.append(
+        batch_at(0)) or start)
+    for name, function in given.items():
+        monkeypatch.setattr(module, name, function)
+    pictures = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 8, 8, 3))
+    return pictures, batches, lambda: np.rint((batches[0]["pictures"][:, 0, 0, 0] + 1) * 127.5).astype(int)
+
+
+def test_the_judge_is_told_of_the_scenes_that_it_is_shown(monkeypatch):
+    pictures, batches, rows = numbered(monkeypatch, judge, spoil=lambda pictures, rng: pictures)
+    judge.train(pictures, None)
+    wanted = judge.answers([train_scene(int(row)) for row in rows()])
+    assert all(np.array_equal(batches[0][name], wanted[name]) for name in wanted)
+
+
+def test_clip_reads_captions_of_the_scenes_that_it_is_shown(monkeypatch):
+    said = []
+    pictures, _, rows = numbered(
+        monkeypatch, clip, right_and_wrong=lambda scenes, rng: (said.extend(scenes) or ["e"] * len(scenes), ["r"]),
+        told_by_token=lambda said, scenes, tokenizer: np.zeros((len(said), 1, 1)),
+    )
+    sd = model(OPENCLIP)
+    clip.train(sd.config.text, sd.config.vision, sd.tokenizer, pictures, None)
+    assert said == [train_scene(int(row)) for row in rows()]

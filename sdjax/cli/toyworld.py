@@ -54,7 +54,7 @@ def sweep(
     images: Annotated[int, typer.Option(help="Pictures a prompt.")] = 4,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 50,
     sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or ddpm.")] = "ddim",
-    seed: Annotated[int, typer.Option(help="Which scenes of the test split, and which noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which scenes of the validation split, and which noise.")] = 0,
     scale: Annotated[list[float] | None, typer.Option(help="A guidance scale; may be given more than once.")] = None,
     out: Annotated[Path, typer.Option(help="The .png file of the plot; its figures go beside it as .json.")] = OUT
     / "sweep.png",

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from sdjax.errors import InputError
 from sdjax.evaluate import prompted, shown
-from sdjax.evaluate.trial import SPLIT, Drawing, Row, Trial, Z, paired, wilson
+from sdjax.evaluate.trial import Drawing, Row, Trial, paired, wilson
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld.judge import Judge
 
-__all__ = ["FIGURES", "SPLIT", "Z", "evaluate", "paired", "table", "wilson"]
+__all__ = ["FIGURES", "evaluate", "paired", "table", "wilson"]
 
 
 class Figure(NamedTuple):

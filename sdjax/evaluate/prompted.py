@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.evaluate.trial import FAST, SPLIT, Drawing, Row, Trial, difference, mean, share
+from sdjax.evaluate.trial import FAST, SPLIT, Drawing, Row, Trial, difference, mean, psnr, share
 from sdjax.images import as_pictures
 from sdjax.toyworld import LANGUAGES, Scene, describe, render_batch, reversed_relation, scene_at, swapped_colours
 from sdjax.toyworld.judge import Seen, middle, obeys
@@ -43,9 +43,7 @@ def vae(trial: Trial) -> list[Row]:
     scenes, decibels = trial.scenes(None), []
     for _, some in trial.batches(scenes):
         pictures = as_pictures(render_batch(some)[0], "renders")
-        rebuilt = np.clip(np.asarray(trial.sd.vae.decode(trial.sd.vae.encode(pictures).mean)), -1.0, 1.0)
-        error = np.mean((rebuilt - pictures).astype(np.float64) ** 2, axis=(1, 2, 3))
-        decibels += list(10 * np.log10(2.0**2 / np.maximum(error, 1e-12)))  # the range of a picture is 2
+        decibels += map(psnr, trial.rebuilt(pictures) - pictures)
     values = np.array(decibels[: len(scenes)])
     return [mean("VAE: PSNR of fresh scenes", values, "dB", f"renders, seed {trial.seed}")]
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from sdjax.evaluate.trial import Row, Trial, mean, share
+from sdjax.evaluate.trial import Row, Trial, mean, psnr, share
 from sdjax.images import as_pictures, shrunk
 from sdjax.toyworld import (
     COLOURS,
@@ -20,7 +20,7 @@ from sdjax.toyworld import (
     scene_rng,
     screen_box,
 )
-from sdjax.toyworld.judge import SIZE
+from sdjax.toyworld.judge import SIZE, obeys
 from sdjax.toyworld.scene import pick
 
 MARGIN = 6  # pixels between a solid and the edge of its hole
@@ -43,8 +43,7 @@ def inpaint(trial: Trial) -> list[Row]:
             and columns.start <= s.x < columns.stop and rows.start <= s.y < rows.stop
             for s in trial.judge.read(drawn)[0]
         ))
-        rebuilt = np.clip(np.asarray(trial.sd.vae.decode(trial.sd.vae.encode(picture).mean)), -1.0, 1.0)
-        kept.append(psnr((drawn - picture)[:, ~mask]) - psnr((rebuilt - picture)[:, ~mask]))
+        kept.append(psnr((drawn - picture)[:, ~mask]) - psnr((trial.rebuilt(picture) - picture)[:, ~mask]))
         trial.bar.update()
     return [
         share("inpainting: the object asked for is in the hole", found, trial.how()),
@@ -54,29 +53,32 @@ def inpaint(trial: Trial) -> list[Row]:
 
 def depth(trial: Trial) -> list[Row]:
     """MiDaS against the world's depth, in the order of pixels alone."""
-    values = []
+    values, risen, run = [], [], f"renders, seed {trial.seed}"
     for scene in trial.scenes(None):
         picture, far = render(scene)
-        values.append(correlation(ranks(trial.sd.midas(picture)[0]), ranks(nearness(far))))
-    return [mean("MiDaS: rank correlation with true depth", np.array(values), "", f"renders, seed {trial.seed}")]
+        seen, true, empty = trial.sd.midas(picture)[0], nearness(far), floor(scene)
+        values.append(correlation(ranks(seen), ranks(true)))
+        risen.append(correlation(beyond(seen, empty), beyond(true, empty)))
+    return [
+        mean("MiDaS: rank correlation with true depth", np.array(values), "", run),
+        mean("MiDaS: correlation of what stands on the floor", np.array(risen), "", run),
+    ]
 
 
 def depth2img(trial: Trial) -> list[Row]:
-    """The depth of a scene with other colours asked for: are they there, and is the depth?"""
+    """The depth of a scene with other colours asked for: is each on its solid, and is the depth there?"""
     right, followed, risen = [], [], []
     for i, scene in enumerate(trial.scenes(None)):
         picture, far = render(scene)
-        empty = nearness(render(dataclasses.replace(scene, solids=()))[1])
         asked = changed(scene, chance(trial.seed, i), ("colour",))
         drawn = trial.sd.depth2img(describe(asked), picture, nearness(far), REDRAW, **trial.settings(i))
-        seen = trial.judge.read(drawn)[0]
-        right.append(sorted(s.colour for s in seen) == sorted(s.colour for s in asked.solids))
-        read = trial.sd.midas(drawn)[0]
+        right.append(obeys(trial.judge.read(drawn)[0], asked).objects)
+        read, empty = trial.sd.midas(drawn)[0], floor(scene)
         followed.append(correlation(read, nearness(far)))
         risen.append(correlation(beyond(read, empty), beyond(nearness(far), empty)))
         trial.bar.update()
     return [
-        share("depth-to-image: the colours asked for", right, trial.how()),
+        share("depth-to-image: each solid in the colour asked for", right, trial.how()),
         mean("depth-to-image: correlation of depth, as MiDaS reads it", np.array(followed), "", trial.how()),
         mean("depth-to-image: and of what stands on the floor", np.array(risen), "", trial.how()),
     ]
@@ -136,16 +138,16 @@ def hole_of(scene: Scene) -> tuple[slice, slice]:
     return rows, columns
 
 
-def psnr(error: np.ndarray) -> float:
-    """Decibels of a picture's error; pictures span 2, from -1 to 1."""
-    return float(10 * np.log10(2.0**2 / max(float(np.mean(error.astype(np.float64) ** 2)), 1e-12)))
-
-
 def ranks(values: np.ndarray) -> np.ndarray:
     """The place of each value in their order, equal ones at the middle of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse].reshape(values.shape)
+
+
+def floor(scene: Scene) -> np.ndarray:
+    """The inverse depth of a scene without its solids."""
+    return nearness(render(dataclasses.replace(scene, solids=()))[1])
 
 
 def beyond(depth: np.ndarray, empty: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.special import stdtrit
 from tqdm import tqdm
 
 from sdjax.pipeline import StableDiffusion
@@ -77,15 +78,20 @@ class Trial:
         return {"sampler": self.sampler, "steps": self.steps, "guidance_scale": self.guidance_scale,
                 "seed": self.seed, "first_image": image}
 
+    def rebuilt(self, pictures: np.ndarray) -> np.ndarray:
+        """What the VAE makes of pictures [b, H, W, 3], from the means of their latents."""
+        return np.clip(np.asarray(self.sd.vae.decode(self.sd.vae.encode(pictures).mean)), -1.0, 1.0)
+
     def verdicts(self, drawing: Drawing) -> list[Verdict]:
         """What the judge says of each picture of a set, which is drawn the first time it is asked for."""
         if drawing not in self.drawn:
             scenes, found = self.scenes(drawing.solids, drawing.held_out), []
             sampler, steps = self.solver(drawing.fast)
+            first = self.prompts * (drawing.solids - 1)  # noise of its own for either number of solids
             for start, some in self.batches(scenes):
                 pictures = self.sd.txt2img(
                     [describe(scene, drawing.language) for scene in some], sampler=sampler, steps=steps,
-                    guidance_scale=self.guidance_scale, seed=self.seed, first_image=start,
+                    guidance_scale=self.guidance_scale, seed=self.seed, first_image=first + start,
                 )
                 found += [obeys(seen, scene) for seen, scene in zip(self.judge.read(pictures), some)]
                 self.bar.update(min(len(some), len(scenes) - start))
@@ -134,8 +140,13 @@ def difference(name: str, first: Sequence[bool], second: Sequence[bool], run: st
     return Row(name, 100 * (gained - lost) / n, "points", 100 * low, 100 * high, None, n, run)
 
 
+def psnr(error: np.ndarray) -> float:
+    """Decibels of a picture's error; pictures span 2, from -1 to 1."""
+    return float(10 * np.log10(2.0**2 / max(float(np.mean(error.astype(np.float64) ** 2)), 1e-12)))
+
+
 def mean(name: str, values: np.ndarray, unit: str, run: str) -> Row:
-    """The row of a mean, with the interval of a normal distribution."""
+    """The row of a mean of two or more, with Student's interval, which is wide where they are few."""
     middle, n = float(values.mean()), len(values)
-    half = Z * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    half = float(stdtrit(n - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(n)
     return Row(name, middle, unit, middle - half, middle + half, None, n, run)

@@ -41,6 +41,7 @@ LOUD = 0.5
 # seen, for this share of its steps (2,700); then from whole pictures, whose norms and borders the squares do not show,
 # fewer at a time, as each is four squares, and with a shorter average, as there are fewer steps.
 CROP, SQUARES = 16, 0.73
+SECOND = 1_000_000
 WHOLE = dataclasses.replace(UPSCALE, batch=8, learning_rate=1.5e-3, warmup=50, decay=0.9, ema=0.995)
 VAE_RECIPE = dataclasses.replace(vae.RECIPE, decay=0.8, muon=True)
 
@@ -95,13 +96,14 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
     config = base.config if base.config.low_res else tiny_upscaler(base.config)
     pictures, _ = _world(run, scenes)
     path = folder / "vae.safetensors"
-    if base.config.low_res and not path.exists():
-        write_module(path, base.vae.module)
-    if not path.exists():
-        write_module(path, vae.train(
-            config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
-        ))
-    coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
+    if base.config.low_res:
+        coder = base.vae.module
+    else:
+        if not path.exists():
+            write_module(path, vae.train(
+                config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
+            ))
+        coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
     scale = vae.latent_scale(unet.encode(coder, pictures[:500]).mean)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     small, coder = data.to_float(shrunk(pictures)), VAENetwork.of(coder)
@@ -109,8 +111,8 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
     if not base.config.low_res:
         first = dataclasses.replace(recipe, steps=max(1, round(SQUARES * recipe.steps)))
         base = _train(base, config, run, folder, first, pictures, small, crop=CROP, name="squares", vae=coder)
-        # Another seed, or it would see the same pictures and noise again.
-        whole = dataclasses.replace(whole, steps=max(1, recipe.steps - first.steps), seed=recipe.seed + 1)
+        # Another seed, or it would see the same pictures and noise again; and one that nobody will give next.
+        whole = dataclasses.replace(whole, steps=max(1, recipe.steps - first.steps), seed=recipe.seed + SECOND)
     _train(base, config, run, folder, whole, pictures, small, vae=coder)
 
 

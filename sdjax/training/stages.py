@@ -159,19 +159,25 @@ def _draw(sd: StableDiffusion, path: Path) -> None:
 
 
 def _require_kind(found: ModelConfig, expected: ModelConfig, start: Path) -> None:
-    """InputError if a model to begin with differs in more than the denoiser's width and the scale of the latents."""
+    """InputError if a model to begin with is of another kind; denoiser's width and scale of the latents may differ."""
     same = {"unet": {name: getattr(expected.unet, name) for name in ("channels", "heads")}, "vae": {"scale": 1.0}}
-    for part in ("unet", "text", "vision", "vae"):
+    for part in ("unet", "text", "vision", "vae", "diffusion"):
         alike = [dataclasses.replace(getattr(c, part), **same.get(part, {})) for c in (found, expected)]
         if alike[0] != alike[1]:
             raise InputError(f"{start}: its {part} is {getattr(found, part)}, expected {getattr(expected, part)}")
 
 
 def _take_parts(run: Path, model: StableDiffusion) -> None:
-    """Writes the parts of a model to `run`, those that it has none of: what its denoiser was trained with."""
+    """Writes the parts of a model to `run`, those that it has none of: what its denoiser was trained with.
+
+    InputError where a text encoder would come among other words than its own.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    if not (run / "tokenizer.json").exists():
-        model.tokenizer.save(run / "tokenizer.json")
+    words = run / "tokenizer.json"
+    if not words.exists():
+        model.tokenizer.save(words)
+    elif not (run / "text_encoder.safetensors").exists() and Tokenizer.load(words).merges != model.tokenizer.merges:
+        raise InputError(f"{words}: has other words than the model to begin with; give another --run folder")
     for name, network, about in (
         ("vae", model.vae, {"scale": repr(model.config.vae.scale)}),
         ("text_encoder", model.text_encoder, {}), ("image_encoder", model.image_encoder, {}),

@@ -18,19 +18,6 @@ LIMIT = 1e-4
 figures: dict[str, float] = {}  # the worst of each kind
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    try:
-        import diffusers  # noqa: F401
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as missing:
-        why = pytest.mark.skip(reason=f"{missing}: install the group `parity`, or run `make parity`")
-        for item in items:
-            item.add_marker(why)
-    else:
-        torch.set_grad_enabled(False)
-
-
 @pytest.fixture
 def same() -> Callable[[str, Any, Any], None]:
     """Asserts that two whole tensors agree, and that theirs is worth comparing; notes the figure for the table."""

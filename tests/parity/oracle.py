@@ -20,6 +20,8 @@ from transformers import CLIPTokenizer
 
 import sdjax
 
+torch.set_grad_enabled(False)
+
 KEYS = json.loads(gzip.decompress((FIXTURES / "released_keys.json.gz").read_bytes()))
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT = {"sd1": "cond_stage_model.transformer.text_model.", "sd2": "cond_stage_model.model."}
@@ -155,3 +157,8 @@ def diffusers_pipeline(
         tokenizer=clip_tokenizer(folder / "tokenizer", "<|endoftext|>" if family == "sd1" else "!"),
         scheduler=DDIMScheduler(**CONFIGS[family]["scheduler"]), **others,
     )
+
+
+def first(x: Any) -> torch.Tensor:
+    """Channels first, for torch."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))

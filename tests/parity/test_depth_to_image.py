@@ -23,17 +23,12 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor  # 
 PROMPT, NEGATIVE = "a red cube", "blurry"
 
 
-def first(x):
-    """Channels first, for torch."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
-
-
 def compared(ours, theirs, height, width, steps, strength, guidance, monkeypatch):
     """The latents after every step and the picture, (ours, theirs), from one noise, one draw and one depth."""
     theirs.set_progress_bar_config(disable=True)
     keys, f = samplers.image_keys(0, 0, 1), ours.config.vae.factor
     shape = (height // f, width // f, ours.config.vae.latent_channels)
-    draw, noise = (first(samplers.noise(keys, n, shape)) for n in (samplers.POSTERIOR, 0))
+    draw, noise = (oracle.first(samplers.noise(keys, n, shape)) for n in (samplers.POSTERIOR, 0))
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda d, generator=None: d.mean + d.std * draw)
     monkeypatch.setattr("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_depth2img.randn_tensor",
                         lambda *_, **__: noise)
@@ -47,7 +42,7 @@ def compared(ours, theirs, height, width, steps, strength, guidance, monkeypatch
         return values
 
     drawn = theirs(
-        PROMPT, image=first(picture[None]), depth_map=torch.from_numpy(near)[None], strength=strength,
+        PROMPT, image=oracle.first(picture[None]), depth_map=torch.from_numpy(near)[None], strength=strength,
         negative_prompt=NEGATIVE, num_inference_steps=steps, guidance_scale=guidance, output_type="np",
         callback_on_step_end=note,
     ).images
@@ -68,7 +63,7 @@ def test_every_step_is_that_of_diffusers(strength, tmp_path, same, monkeypatch):
         same(f"depth-to-image, small, strength {strength}: 10 steps and picture", a, b)
     seen = np.tanh(np.random.default_rng(6).standard_normal((1, 64, 64, 3), np.float32))
     same("MiDaS out of the diffusers folder", ours.depth_estimator(seen),
-         theirs.depth_estimator(first(seen)).predicted_depth.numpy())
+         theirs.depth_estimator(oracle.first(seen)).predicted_depth.numpy())
 
 
 def test_at_full_size(tmp_path, same, monkeypatch):

@@ -72,17 +72,13 @@ def pictures(height, width):
     return np.tanh(np.asarray(coarse) + 0.3 * draw((1, height, width, 3)).astype(np.float32))
 
 
-def channels_first(x):
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
-
-
 def test_depth(theirs, ours, same):
     x = pictures(384, 384)
-    same("MiDaS DPT-hybrid, 384 x 384", ours(x), theirs(channels_first(x)).predicted_depth.numpy())
+    same("MiDaS DPT-hybrid, 384 x 384", ours(x), theirs(oracle.first(x)).predicted_depth.numpy())
 
 
 def test_depth_of_a_wide_picture(theirs, ours, same):
-    x = channels_first(pictures(128, 192))
+    x = oracle.first(pictures(128, 192))
     theirs.dpt.embeddings.image_size = (128, 192)
     # Its forward takes the root of the number of tokens for their rows; its parts take any shape.
     states = theirs.dpt(x, output_hidden_states=True)

@@ -63,11 +63,6 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def first(x):
-    """Channels first, for torch."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
-
-
 def last(x):
     """Channels last, as sdjax has them."""
     return np.moveaxis(x.numpy(), 1, -1)
@@ -86,21 +81,21 @@ def test_text_encoder(both, same):
 
 def test_vae_encode(both, same):
     pictures = np.tanh(normal(1, 1, 256, 256, 3))
-    ours, theirs = both.ours.vae.encode(pictures), both.theirs.vae.encode(first(pictures)).latent_dist
+    ours, theirs = both.ours.vae.encode(pictures), both.theirs.vae.encode(oracle.first(pictures)).latent_dist
     same(f"{both.family} VAE encode 256x256, mean", ours.mean, last(theirs.mean))
     same(f"{both.family} VAE encode 256x256, log-variance", ours.log_variance, last(theirs.logvar))
 
 
 def test_vae_decode(both, same):
     latents = normal(2, 1, 32, 32, 4)
-    theirs = last(both.theirs.vae.decode(first(latents)).sample)
+    theirs = last(both.theirs.vae.decode(oracle.first(latents)).sample)
     same(f"{both.family} VAE decode 256x256", both.ours.vae.decode(latents), theirs)
 
 
 @pytest.mark.parametrize(("height", "width", "t"), [(64, 64, [981]), (40, 56, [321])])
 def test_unet(both, same, height, width, t):
     latents, text = normal(3, 1, height, width, 4), normal(4, 1, 77, both.width)
-    theirs = both.theirs.unet(first(latents), torch.tensor(t), torch.from_numpy(text)).sample
+    theirs = both.theirs.unet(oracle.first(latents), torch.tensor(t), torch.from_numpy(text)).sample
     ours = both.ours.unet(latents, jnp.array(t), text)
     same(f"{both.family} UNet, latents {height}x{width}, t = {t[0]}", ours, last(theirs))
 
@@ -117,7 +112,7 @@ def test_twenty_steps_of_ddim_with_guidance(both, same):
 
     picture = both.theirs(
         PROMPT, negative_prompt=NEGATIVE, height=128, width=128, num_inference_steps=STEPS, guidance_scale=7.5,
-        latents=first(noise), output_type="np", callback_on_step_end=note,
+        latents=oracle.first(noise), output_type="np", callback_on_step_end=note,
     ).images
     walk = list(both.ours.txt2img_steps(
         PROMPT, negative_prompt=NEGATIVE, height=128, width=128, steps=STEPS, guidance_scale=7.5, seed=0

@@ -43,9 +43,9 @@ def compared(ours, theirs, side, strength, monkeypatch):
     shape = (side // f, side // f, z)
     # diffusers draws from the posterior of the picture where it needs it, then from that of the picture with a hole.
     numbers = [MASKED] if sees_mask and strength == 1.0 else [samplers.POSTERIOR, MASKED]
-    draws = [oracle_first(np.asarray(samplers.noise(keys, n, shape))) for n in numbers]
+    draws = [oracle.first(np.asarray(samplers.noise(keys, n, shape))) for n in numbers]
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda d, generator=None: d.mean + d.std * draws.pop(0))
-    noise = oracle_first(np.asarray(samplers.noise(keys, 0, shape)))
+    noise = oracle.first(np.asarray(samplers.noise(keys, 0, shape)))
     monkeypatch.setattr("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint.randn_tensor",
                         lambda *_, **__: noise)
     picture, mask = scene(side)
@@ -56,7 +56,7 @@ def compared(ours, theirs, side, strength, monkeypatch):
         return values
 
     drawn = theirs(
-        PROMPT, image=oracle_first(picture[None]), mask_image=torch.from_numpy(mask)[None, None], height=side,
+        PROMPT, image=oracle.first(picture[None]), mask_image=torch.from_numpy(mask)[None, None], height=side,
         width=side, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=GUIDANCE, strength=strength,
         output_type="np", callback_on_step_end=note,
     ).images
@@ -66,10 +66,6 @@ def compared(ours, theirs, side, strength, monkeypatch):
     ))
     assert len(walk) == len(seen) == int(STEPS * strength)
     return [(s.latents, latents) for s, latents in zip(walk, seen)] + [((walk[-1].pictures() + 1) / 2, drawn)]
-
-
-def oracle_first(x):
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])

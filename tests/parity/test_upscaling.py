@@ -26,16 +26,15 @@ def compared(ours, theirs, height, width, steps, guidance, monkeypatch):
     """The latents after every step and the picture, (ours, theirs), from the same two draws of noise."""
     theirs.set_progress_bar_config(disable=True)
     keys = samplers.image_keys(0, 0, 1)
-    first = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
-    noise = first(samplers.noise(keys, 0, (height, width, 4)))
+    noise = oracle.first(samplers.noise(keys, 0, (height, width, 4)))
     # diffusers draws once itself: the noise on the small picture.
-    of_small = first(samplers.noise(keys, SMALL, (height, width, 3)))
+    of_small = oracle.first(samplers.noise(keys, SMALL, (height, width, 3)))
     monkeypatch.setattr("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale.randn_tensor",
                         lambda *_, **__: of_small)
     small = np.tanh(np.random.default_rng(5).standard_normal((height, width, 3), np.float32))
     seen = []
     picture = theirs(
-        PROMPT, image=first(small[None]), negative_prompt=NEGATIVE, num_inference_steps=steps,
+        PROMPT, image=oracle.first(small[None]), negative_prompt=NEGATIVE, num_inference_steps=steps,
         guidance_scale=guidance, noise_level=LEVEL, latents=noise, output_type="np",
         callback=lambda step, t, latents: seen.append(np.moveaxis(latents.numpy(), 1, -1)),
     ).images
