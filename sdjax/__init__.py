@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sdjax.checkpoint.hub import download
     from sdjax.checkpoint.load import load, load_clip
     from sdjax.checkpoint.native import save
+    from sdjax.config import PRESETS
     from sdjax.errors import InputError
     from sdjax.images import read_picture, to_uint8, write_png
     from sdjax.pipeline import CLIP, Snapshot, StableDiffusion
@@ -31,6 +32,7 @@ _HOMES = {
     "Snapshot": "sdjax.pipeline",
     "CLIP": "sdjax.pipeline",
     "Tokenizer": "sdjax.tokenizer",
+    "PRESETS": "sdjax.config",
     "InputError": "sdjax.errors",
     "read_picture": "sdjax.images",
     "to_uint8": "sdjax.images",
@@ -39,8 +41,8 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "CLIP", "InputError", "Snapshot", "StableDiffusion", "Tokenizer", "download", "load", "load_clip", "read_picture",
-    "save", "to_uint8", "write_png",
+    "CLIP", "InputError", "PRESETS", "Snapshot", "StableDiffusion", "Tokenizer", "download", "load", "load_clip",
+    "read_picture", "save", "to_uint8", "write_png",
 ]
 
 

@@ -47,12 +47,17 @@ def probabilities(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def attend_plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Float[Array, "b h n d"]:
+def attend_plain(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m e"],
+    mask: Bool[Array, "n m"] | None = None,
+) -> Float[Array, "b h n e"]:
     """The formula as it stands: every logit at once."""
     return jnp.einsum("bhnm,bhmd->bhnd", probabilities(q, k, mask).astype(v.dtype), v)
 
 
-def attend_chunked(q: Array, k: Array, v: Array, chunk: int = CHUNK) -> Float[Array, "b h n d"]:
+def attend_chunked(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"], chunk: int = CHUNK
+) -> Float[Array, "b h n d"]:
     """The same, one head and `chunk` queries at a time; a row of logits is never split.
 
     The pictures of a batch go side by side, not in turns, so that the batch can be spread over devices.
@@ -89,7 +94,10 @@ def attend_cudnn(q: Array, k: Array, v: Array) -> Float[Array, "b h n d"]:
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn").swapaxes(1, 2)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Float[Array, "b h n d"]:
+def attend(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m e"],
+    mask: Bool[Array, "n m"] | None = None,
+) -> Float[Array, "b h n e"]:
     """Attention by the way that `paths` gives for this platform and shape."""
     path = paths.attention(jax.default_backend(), q.shape, k.shape[2], q.dtype, masked=mask is not None)
     if path == "cudnn":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,7 @@ class Network:
         """The number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state))
 
-    def placed(self, mesh: Mesh, shard: bool = False) -> Self:
+    def placed(self, mesh: Mesh, shard: bool = False) -> Network:
         """The same network on every device of a mesh; where `shard` is true, every matrix and kernel cut among them."""
 
         def place(leaf: jax.Array) -> jax.Array:

@@ -64,7 +64,7 @@ def resized(x: Float[Array, "b h w c"], size: tuple[int, int], method: Method) -
     return y.reshape(b, height, width, c).astype(x.dtype)
 
 
-def doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2h 2w c"]:
+def doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Twice the size, the corners staying where they are: all of the decoder's upsampling."""
     return resized(x, (2 * x.shape[1], 2 * x.shape[2]), "bilinear, corners aligned")
 
@@ -233,7 +233,7 @@ class Fusion(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "b h w f"], below: Float[Array, "b h w f"] | None
-    ) -> Float[Array, "b 2h 2w f"]:
+    ) -> Float[Array, "b 2*h 2*w f"]:
         total = x if self.on_map is None else below + self.on_map(x)
         return self.out_conv(doubled(self.on_sum(total)))
 
@@ -248,7 +248,7 @@ class Head(nnx.Module):
         ones = nnx.initializers.ones_init()
         self.conv3 = nnx.Conv(c.head, 1, (1, 1), kernel_init=lecun_normal, bias_init=ones, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w f"]) -> Float[Array, "b 2h 2w"]:
+    def __call__(self, x: Float[Array, "b h w f"]) -> Float[Array, "b 2*h 2*w"]:
         x = nnx.relu(self.conv2(doubled(self.conv1(x))))
         return nnx.relu(self.conv3(x))[..., 0]
 

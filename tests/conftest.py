@@ -18,6 +18,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers have it from th
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+# The shapes and dtypes in the signatures of the networks are checked, here alone.
+NETWORKS = ("attention", "clip", "convolution", "layers", "midas", "unet", "vae")
+install_import_hook([f"sdjax.{name}" for name in NETWORKS], "beartype.beartype")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxtyping import TypeCheckError
 
 from sdjax import attention, paths
 from sdjax.attention import (
@@ -75,12 +76,17 @@ def test_gradients_are_the_same_through_chunks():
 
 def test_many_logits_are_taken_in_chunks_and_few_are_not(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention, "attend_chunked", lambda q, k, v: taken.append("chunked"))
-    monkeypatch.setattr(attention, "attend_plain", lambda q, k, v, mask: taken.append("plain"))
+    monkeypatch.setattr(attention, "attend_chunked", lambda q, k, v: taken.append("chunked") or q)
+    monkeypatch.setattr(attention, "attend_plain", lambda q, k, v, mask: taken.append("plain") or q)
     monkeypatch.setattr(paths, "MAX_LOGITS", 2 * 3 * 5 * 7)
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 7, 4)), jnp.zeros((2, 3, 7, 4)))
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 8, 4)), jnp.zeros((2, 3, 8, 4)))
     assert taken == ["plain", "chunked"]
+
+
+def test_the_shapes_of_a_signature_are_checked_in_tests():
+    with pytest.raises(TypeCheckError, match="parameter 'v'"):
+        attend(jnp.zeros((1, 1, 2, 4)), jnp.zeros((1, 1, 3, 4)), jnp.zeros((1, 1, 5, 4)))  # three keys, five values
 
 
 def test_heads_are_neighbouring_channels():

@@ -12,7 +12,7 @@ from sdjax.evaluate.shown import beyond, chance, changed, correlation, floor, ho
 from sdjax.images import as_pictures
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import is_held_out, nearness, render, scene_at, screen_box
-from sdjax.toyworld.judge import Judge, Seen
+from sdjax.toyworld.judge import Judge, Seen, middle
 
 PROMPTS = 4
 SCENES = [scene_at(0, "test", i) for i in range(PROMPTS)]
@@ -107,10 +107,11 @@ def test_a_perfect_depth_network_has_rank_correlation_one_whatever_its_unit():
 
 def test_depth_to_image_needs_both_colours_and_depth():
     asked = [changed(s, chance(0, i), ("colour",)) for i, s in enumerate(SCENES)]
-    right = [[Seen(s.colour, s.shape, "large", 0.0, 0.0, 1.0) for s in scene.solids] for scene in asked]
+    right = [[Seen(s.colour, s.shape, s.size, *middle(s), 1.0) for s in scene.solids] for scene in asked]
     pair = 3  # of two colours and two shapes
     a, b = right[pair]
     right[pair] = [a._replace(colour=b.colour), b._replace(colour=a.colour)]  # the colours asked for, swapped
+    right[1] = [seen._replace(x=128.0 - seen.x) for seen in right[1]]  # the right things in the wrong places
     given, options = [], []
     sd = Stub(depth2img=lambda prompt, image, depth, strength, **rest: (given.append(depth), options.append(rest)) and
               image[None])
@@ -119,7 +120,9 @@ def test_depth_to_image_needs_both_colours_and_depth():
     found = values(sd, Reads(right), "depth2img")
     assert found["each solid in the colour asked for"] == 75.0
     assert 0.97 < found["correlation of depth, as MiDaS reads it"] < 1.0 - 1e-6
-    assert found["and of what stands on the floor"] == pytest.approx(0.75, abs=0.1)
+    assert found["correlation of what stands on the floor, as MiDaS reads it"] == pytest.approx(0.75, abs=0.1)
+    assert 0.97 < found["correlation of depth, as the judge reads it"] < 1.0 - 1e-6
+    assert found["correlation of what stands on the floor, as the judge reads it"] == pytest.approx(0.75, abs=0.2)
     assert [o["first_image"] for o in options] == list(range(PROMPTS))  # a noise of its own
     assert all((o["steps"], o["seed"], o["guidance_scale"]) == (50, 0, sd.config.guidance) for o in options)
 

@@ -13,6 +13,7 @@ from sdjax.toyworld import (
     COLOURS,
     SHAPES,
     Scene,
+    Solid,
     describe,
     is_held_out,
     nearness,
@@ -20,7 +21,7 @@ from sdjax.toyworld import (
     scene_rng,
     screen_box,
 )
-from sdjax.toyworld.judge import SIZE, obeys
+from sdjax.toyworld.judge import SIZE, Seen, floor_place, obeys
 from sdjax.toyworld.scene import pick
 
 MARGIN = 6  # pixels between a solid and the edge of its hole
@@ -66,21 +67,26 @@ def depth(trial: Trial) -> list[Row]:
 
 
 def depth2img(trial: Trial) -> list[Row]:
-    """The depth of a scene with other colours asked for: is each on its solid, and is the depth there?"""
-    right, followed, risen = [], [], []
+    """The depth of a scene with other colours asked for: is each on its solid, and is the depth there?
+
+    The depth is read back in two ways: from what the judge sees, rendered again, and by MiDaS from the pixels.
+    """
+    right: list[bool] = []
+    whole, risen = ({"the judge": [], "MiDaS": []} for _ in range(2))
     for i, scene in enumerate(trial.scenes(None)):
         picture, far = render(scene)
         asked = changed(scene, chance(trial.seed, i), ("colour",))
         drawn = trial.sd.depth2img(describe(asked), picture, nearness(far), REDRAW, **trial.settings(i))
-        right.append(obeys(trial.judge.read(drawn)[0], asked).objects)
-        read, empty = trial.sd.midas(drawn)[0], floor(scene)
-        followed.append(correlation(read, nearness(far)))
-        risen.append(correlation(beyond(read, empty), beyond(nearness(far), empty)))
+        seen, true, empty = trial.judge.read(drawn)[0], nearness(far), floor(scene)
+        right.append(obeys(seen, asked).objects)
+        by_judge = nearness(render(rebuilt_scene(seen))[1])
+        for reader, read in (("the judge", by_judge), ("MiDaS", trial.sd.midas(drawn)[0])):
+            whole[reader].append(correlation(read, true))
+            risen[reader].append(correlation(beyond(read, empty), beyond(true, empty)))
         trial.bar.update()
-    return [
-        share("depth-to-image: each solid in the colour asked for", right, trial.how()),
-        mean("depth-to-image: correlation of depth, as MiDaS reads it", np.array(followed), "", trial.how()),
-        mean("depth-to-image: and of what stands on the floor", np.array(risen), "", trial.how()),
+    return [share("depth-to-image: each solid in the colour asked for", right, trial.how())] + [
+        mean(f"depth-to-image: correlation of {what}, as {reader} reads it", np.array(values[reader]), "", trial.how())
+        for reader in whole for what, values in (("depth", whole), ("what stands on the floor", risen))
     ]
 
 
@@ -143,6 +149,11 @@ def ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse].reshape(values.shape)
+
+
+def rebuilt_scene(seen: list[Seen]) -> Scene:
+    """A scene of what the judge sees, where it sees it; it does not tell how a solid is turned."""
+    return Scene(tuple(Solid(s.colour, s.shape, s.size, *floor_place(s), turn=0.0) for s in seen), "day", None)
 
 
 def floor(scene: Scene) -> np.ndarray:
