@@ -55,7 +55,9 @@ def resampling(n: int, m: int, method: Method) -> np.ndarray:
     return matrix
 
 
-def resized(x: Float[Array, "b h w c"], size: tuple[int, int], method: Method) -> Float[Array, "b H W c"]:
+def resized(
+    x: Float[Array | np.ndarray, "b h w c"], size: tuple[int, int], method: Method
+) -> Float[Array, "b H W c"]:
     """The same pictures or maps at another size; arithmetic in float32."""
     (b, h, w, c), (height, width) = x.shape, size
     rows, columns = jnp.float32(resampling(h, height, method)), jnp.float32(resampling(w, width, method))
@@ -304,7 +306,7 @@ def net_size(height: int, width: int, side: int = 384) -> tuple[int, int]:
 
 
 def depth(
-    network: Callable, pictures: Float[Array, "b H W 3"], size: tuple[int, int] | None = None
+    network: Callable, pictures: Float[Array | np.ndarray, "b H W 3"], size: tuple[int, int] | None = None
 ) -> Float[Array, "b h w"]:
     """Inverse depth of pictures of any size in [-1, 1], at `size` or that of the pictures; bicubic both ways.
 

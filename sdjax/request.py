@@ -293,7 +293,7 @@ def _texts(name: str, value: Any) -> list[str]:
 def _is_number(value: Any) -> bool:
     """A real number that float32 can hold."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and abs(value) <= np.finfo(np.float32).max
+    return number and abs(value) <= float(np.finfo(np.float32).max)
 
 
 def _is_int(value: Any) -> bool:

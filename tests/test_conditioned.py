@@ -11,7 +11,7 @@ from small_models import DEPTH, OPENCLIP, UPSCALER, model
 
 import sdjax
 from sdjax.config import inpainting
-from sdjax.diffusion import alphas
+from sdjax.diffusion import alphas, min_snr_weight
 from sdjax.errors import InputError
 from sdjax.hardware import Network
 from sdjax.images import shrunk
@@ -136,8 +136,8 @@ def test_depth_is_learned_from_the_worlds_and_then_heard_by_the_denoiser(tmp_pat
     monkeypatch.setattr(conditioned, "tiny_depth", lambda base: dataclasses.replace(
         base, name="tiny-depth", unet=dataclasses.replace(base.unet, in_channels=5), depth=eye))
     monkeypatch.setattr(midas, "RECIPE", dataclasses.replace(midas.RECIPE, steps=1, batch=2))
-    recipe = dataclasses.replace(conditioned.DEPTH, steps=1, batch=2)
-    conditioned.train_depth(tmp_path / "run", recipe, 2, tmp_path / "base")
+    monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
+    conditioned.train_depth(tmp_path / "run", scenes=2, start=tmp_path / "base")
     assert (tmp_path / "run" / "depth" / "midas" / "000001.png").exists()
     made = sdjax.load(tmp_path / "run" / "depth" / "model")
     assert made.depth_estimator.config == eye and made.config.unet.in_channels == 5
@@ -168,7 +168,7 @@ def test_the_upscalers_denoiser_is_shown_scaled_latents_and_a_noised_small_pictu
         Posterior(mean, np.full_like(mean, -60.0)), 0.5, None, dataclasses.replace(unet.RECIPE, batch=rows),
         start=Blind(), beside=small, low_res=UPSCALER.low_res,
     )
-    loss = kept["loss"](kept["start"], kept["text"], kept["batch"], jax.random.key(0))
+    loss = kept["loss"](kept["start"], kept["text"], jax.tree.map(jnp.asarray, kept["batch"]), jax.random.key(0))
     x, t, level = SHOWN.pop()
     a, b = (alphas(c)[i][:, None, None, None] for c, i in ((UPSCALER.diffusion, t), (UPSCALER.low_res, level)))
     assert sorted(t // (1000 / rows)) == list(range(rows)) and level.max() < UPSCALER.unet.classes  # evenly spread
@@ -177,7 +177,8 @@ def test_the_upscalers_denoiser_is_shown_scaled_latents_and_a_noised_small_pictu
         noises.append((seen - np.sqrt(share) * clean) / np.sqrt(1 - share))
         assert abs(noises[-1].mean()) < 0.05 and abs(noises[-1].std() - 1) < 0.05  # 12,288 numbers
     v = np.sqrt(a) * noises[0] - np.sqrt(1 - a) * 0.5 * 6.0
-    assert np.isclose(loss, np.mean(v**2), rtol=1e-3)
+    weight = min_snr_weight(a, "v")
+    assert np.isclose(loss, np.mean(weight * v**2), rtol=1e-3)
 
 
 def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictures(tmp_path, monkeypatch):

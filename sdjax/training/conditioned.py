@@ -72,7 +72,7 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
         fresh = np.stack([render(scene_at(0, "valid", i))[0] for i in range(8)])
 
         def draw(step: int, network: Midas) -> None:
-            seen = np.asarray(network(data.to_float(fresh)))
+            seen = np.asarray(Network.of(network)(data.to_float(fresh)))
             maps = to_uint8(np.stack([of_depth(depth) for depth in seen]))
             write_png(folder / "midas" / f"{step:06}.png", grid(np.concatenate([fresh, maps]), columns=8), None)
 
