@@ -135,9 +135,21 @@ def test_depth_is_learned_from_the_worlds_and_then_heard_by_the_denoiser(tmp_pat
     eye = dataclasses.replace(DEPTH.depth, image_size=128)
     monkeypatch.setattr(conditioned, "tiny_depth", lambda base: dataclasses.replace(
         base, name="tiny-depth", unet=dataclasses.replace(base.unet, in_channels=5), depth=eye))
-    monkeypatch.setattr(midas, "RECIPE", dataclasses.replace(midas.RECIPE, steps=1, batch=2))
     monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
+    shown = {}
+
+    def fit(recipe, start, loss, batch_at, folder, *, watch, **options):
+        shown.update(batch_at(0))
+        folder.mkdir()
+        watch(1, start)
+        return start
+
+    monkeypatch.setattr(midas, "fit", fit)
     conditioned.train_depth(tmp_path / "run", scenes=2, start=tmp_path / "base")
+    seen, true = shown["pictures"], shown["depths"]
+    nears = {render(scene)[0].tobytes(): nearness(render(scene)[1]) for scene in SCENES[:2]}
+    for picture, depth in zip(np.rint((seen + 1) * 127.5).astype(np.uint8), true):
+        assert np.allclose(depth, nears[picture.tobytes()], atol=1e-3)  # kept in half precision
     assert (tmp_path / "run" / "depth" / "midas" / "000001.png").exists()
     made = sdjax.load(tmp_path / "run" / "depth" / "model")
     assert made.depth_estimator.config == eye and made.config.unet.in_channels == 5
