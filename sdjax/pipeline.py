@@ -245,12 +245,10 @@ class StableDiffusion:
         memory and compiled program are then those of one tile, and colours may differ a little between tiles, since
         the VAE's norms and its attention see one tile each.
         """
-        scaled, devices = latents / np.float32(self.config.vae.scale), self.mesh.size if self.mesh else 1
-        # One batch goes on as it is, so that the decoder's program is traced and fetched while the loop still runs.
-        batches = [scaled] if len(scaled) <= devices else [
-            np.asarray(scaled)[start : start + devices] for start in range(0, len(scaled), devices)
-        ]
-        pictures = np.concatenate([self._decode(z) for z in batches])
+        scaled, devices = np.asarray(latents) / np.float32(self.config.vae.scale), self.mesh.size if self.mesh else 1
+        pictures = np.concatenate([
+            self._decode(scaled[start : start + devices]) for start in range(0, len(scaled), devices)
+        ])
         if not np.isfinite(pictures).all():
             stage = "the VAE" if np.isfinite(scaled).all() else "the UNet"
             raise FloatingPointError(
