@@ -162,8 +162,8 @@ def clip_vit_l14() -> tuple[TextConfig, VisionConfig]:
     return TextConfig(projection=768), VisionConfig()
 
 
-# As obedient as 3 (weights/README.md), and pictures of a prompt differ more. The captions of the small model leave open
-# where a solid stands, and the stronger the guidance, the more of the places that are merely likely get one.
+# The weaker of 2 and 3, which no count of ours tells apart (weights/README.md). The captions of the small model leave
+# open where a solid stands, and the stronger the guidance, the more of the places that are merely likely get one.
 GUIDANCE = 2.0
 
 

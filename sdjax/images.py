@@ -110,6 +110,7 @@ def read_depth(path: str | Path, size: tuple[int, int] | None = None) -> Float[n
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at `size` (height, width), scaled until it covers this and the overhang cut equally."""
     height, width = size
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 

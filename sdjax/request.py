@@ -284,6 +284,7 @@ def _ints(values: Any, n: int, below: int) -> bool:
 
 
 def _texts(name: str, value: Any) -> list[str]:
+    """One text or several as a list; InputError for anything else."""
     texts = [value] if isinstance(value, str) else value
     if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts)):
         raise InputError(f"{name}: found {value!r}, expected a text, or a list of texts")

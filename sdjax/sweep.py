@@ -13,8 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sdjax.errors import InputError
-from sdjax.evaluate import wilson
-from sdjax.evaluate.trial import mean
+from sdjax.evaluate.trial import mean, wilson
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import describe, scene_at
 from sdjax.toyworld.judge import Judge, obeys

@@ -34,7 +34,7 @@ SCALES = 1.0, 4.0  # of its guidance
 
 
 def go_on(sd, latents, folder, recipe):
-    """The denoiser of `sd` after the third training."""
+    """The denoiser of `sd` after the third training; `latents` are posteriors [n, h, w, z] of scenes 0 to n."""
     diffusion, scale = sd.config.diffusion, sd.config.vae.scale
     graph, parameters = nnx.split(sd.unet.module)
     text_graph, text_parameters = nnx.split(sd.text_encoder.module)
@@ -42,11 +42,7 @@ def go_on(sd, latents, folder, recipe):
     empty = jnp.asarray(sd.tokenizer([""]))
 
     def batch_at(step):
-        rng = data.step_rng(recipe.seed, step)
-        rows = rng.integers(len(latents.mean), size=recipe.batch)
-        said = data.captions([data.train_scene(int(r)) for r in rows], rng)
-        kept = ["" if rng.random() < unet.DROP else caption for caption in said]
-        return {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": sd.tokenizer(kept)}
+        return unet.batch_of(latents, sd.tokenizer, recipe.batch, data.step_rng(recipe.seed, step))[1]
 
     def loss(parameters, text_parameters, batch, key):
         of_latent, of_noise, of_time, of_gap, of_scale = jax.random.split(key, 5)

@@ -167,7 +167,8 @@ def check(config: ModelConfig, source: str) -> None:
     text, vae, unet, diffusion = config.text, config.vae, config.unet, config.diffusion
     upscales = unet.in_channels == unet.out_channels + 3
     sees_depth = unet.in_channels == unet.out_channels + 1
-    _require(source, (("unet classes", unet.classes is None or type(unet.classes) is int),))
+    classes = unet.classes is None or (type(unet.classes) is int and 1 <= unet.classes <= 2**16)
+    _require(source, (("unet classes", classes),))
     if unet.in_channels not in known_channels(unet.out_channels) or upscales != (unet.classes is not None):
         raise WrongFamily(source, by_channels(unet.in_channels))
     check_tower(text, "text", source)
@@ -186,7 +187,6 @@ def check(config: ModelConfig, source: str) -> None:
          unet.groups > 0 and all(0 < n <= 2**14 and n % unet.groups == 0 for n in unet.channels)),
         ("unet heads", all(h > 0 and n % h == 0 for n, h in zip(unet.channels, unet.heads))),
         ("unet context_width, the text's width", unet.context_width == text.width),
-        ("unet classes", unet.classes is None or 1 <= unet.classes <= 2**16),
         ("low_res, which an upscaler has", upscales == (config.low_res is not None)),
         ("depth, which a depth-to-image model has", sees_depth == (config.depth is not None)),
         ("image_size", 0 < config.image_size <= 2**14 and config.image_size % vae.factor == 0),

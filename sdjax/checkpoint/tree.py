@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from sdjax.errors import InputError
@@ -48,3 +51,11 @@ def fill(state: nnx.State, arrays: Mapping[str, jax.Array], source: str) -> nnx.
             raise InputError(f"{source}: {name} has shape {list(arrays[name].shape)}, expected {list(leaf.shape)}")
         filled.append((path, leaf.replace(arrays[name])))
     return nnx.from_flat_state(filled)
+
+
+def fingerprint(*trees: Any) -> str:
+    """A hash of all arrays and numbers in some trees: what a result was made of."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(trees):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from enum import StrEnum
@@ -51,17 +50,16 @@ def save(path: Path, picture: Any, sd: Any, settings: dict[str, Any] | None) -> 
 
 
 def weights_id(sd: Any) -> str:
-    """Ten hex digits that tell a denoiser's weights from others, in the dtype that they are in: a hash of a sample.
+    """Ten hex digits that tell a denoiser's weights from others, in the dtype that they are in.
 
-    That is sixteen of its tensors, evenly through the network, since a whole one would take seconds.
+    A hash of sixteen of its tensors, evenly through the network: of all of SD 1.x's it would take seconds.
     """
     import jax
-    import numpy as np
 
-    found, leaves = hashlib.sha256(), jax.tree.leaves(sd.unet.state)
-    for leaf in leaves[:: max(1, len(leaves) // 16)]:
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()[:10]
+    from sdjax.checkpoint.tree import fingerprint
+
+    leaves = jax.tree.leaves(sd.unet.state)
+    return fingerprint(leaves[:: max(1, len(leaves) // 16)])[:10]
 
 
 def read_size(size: str | None) -> list[int] | None:

@@ -17,6 +17,7 @@ from flax import nnx
 
 from sdjax.checkpoint import native
 from sdjax.checkpoint.load import load
+from sdjax.checkpoint.tree import fingerprint
 from sdjax.config import ModelConfig, tiny_depth, tiny_inpaint, tiny_upscaler
 from sdjax.errors import InputError
 from sdjax.hardware import Network, VAENetwork
@@ -25,7 +26,7 @@ from sdjax.midas import Midas
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import describe, nearness, render, scene_at
 from sdjax.training import conditions, data, midas, unet, vae
-from sdjax.training.loop import Recipe, fingerprint
+from sdjax.training.loop import Recipe
 from sdjax.training.parts import kept, latents_of, read_module, write_module
 from sdjax.unet import UNet
 from sdjax.vae import VAE
@@ -41,7 +42,7 @@ LOUD = 0.5
 # seen, for this share of its steps (2,700); then from whole pictures, whose norms and borders the squares do not show,
 # fewer at a time, as each is four squares, and with a shorter average, as there are fewer steps.
 CROP, SQUARES = 16, 0.73
-SECOND = 1_000_000
+SECOND = 1_000_000  # added to the seed for those: another, or batches come again, and one that nobody will give next
 WHOLE = dataclasses.replace(UPSCALE, batch=8, learning_rate=1.5e-3, warmup=50, decay=0.9, ema=0.995)
 VAE_RECIPE = dataclasses.replace(vae.RECIPE, decay=0.8, muon=True)
 
@@ -111,7 +112,6 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
     if not base.config.low_res:
         first = dataclasses.replace(recipe, steps=max(1, round(SQUARES * recipe.steps)))
         base = _train(base, config, run, folder, first, pictures, small, crop=CROP, name="squares", vae=coder)
-        # Another seed, or it would see the same pictures and noise again; and one that nobody will give next.
         whole = dataclasses.replace(whole, steps=max(1, recipe.steps - first.steps), seed=recipe.seed + SECOND)
     _train(base, config, run, folder, whole, pictures, small, vae=coder)
 

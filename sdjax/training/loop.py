@@ -9,7 +9,6 @@ its data by the first batch, and so does not go on with other data, or from anot
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from sdjax import plots
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
+from sdjax.checkpoint.tree import fingerprint
 from sdjax.errors import InputError
 from sdjax.files import clear_parts, written_whole
 
@@ -150,14 +150,6 @@ def fit(
                 if watch:
                     watch(step + 1, jax.tree.map(jnp.copy, tree[1]))  # a copy, to keep: the next step takes the memory
     return tree[1]
-
-
-def fingerprint(*trees: Any) -> str:
-    """A hash of all arrays and numbers in some trees: what a result was made of."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()
 
 
 def _ahead(batch_at: Callable[[int], Batch], steps: range, depth: int = 4) -> Iterator[tuple[int, Batch]]:

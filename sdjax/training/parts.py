@@ -14,7 +14,6 @@ from flax import nnx
 from sdjax.checkpoint import tree
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.errors import InputError
-from sdjax.training.loop import fingerprint
 from sdjax.training.unet import encode
 from sdjax.vae import VAE, Posterior
 
@@ -37,7 +36,7 @@ def read_module(path: Path, build: Callable[[Any], Any], stage: str) -> Any:
 
 def latents_of(path: Path, coder: VAE, pictures: np.ndarray) -> Posterior:
     """The posteriors of pictures, kept at `path`."""
-    made_of = fingerprint(nnx.state(coder), len(pictures))
+    made_of = tree.fingerprint(nnx.state(coder), len(pictures))
     return Posterior(**kept(path, made_of, lambda: encode(coder, pictures)._asdict()))
 
 

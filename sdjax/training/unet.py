@@ -67,6 +67,18 @@ def squares(batch: dict[str, np.ndarray], side: int, rng: np.random.Generator, t
     return {name: np.stack(cut) for name, cut in found.items()}
 
 
+def batch_of(
+    latents: Posterior, tokenizer: Tokenizer, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Which scenes are shown, int [b], and their posteriors [b, h, w, z] and captions [b, 77], some of them empty."""
+    rows = rng.integers(len(latents.mean), size=size)
+    said = captions([train_scene(int(r)) for r in rows], rng)
+    kept = ["" if rng.random() < DROP else caption for caption in said]
+    return rows, {
+        "mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)
+    }
+
+
 def train(
     config: UNetConfig, diffusion: DiffusionConfig, text_encoder: TextEncoder, tokenizer: Tokenizer,
     latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
@@ -84,10 +96,7 @@ def train(
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
-        rows = rng.integers(len(latents.mean), size=recipe.batch)
-        said = captions([train_scene(int(r)) for r in rows], rng)
-        kept = ["" if rng.random() < DROP else caption for caption in said]
-        batch = {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}
+        rows, batch = batch_of(latents, tokenizer, recipe.batch, rng)
         if beside is not None:
             batch["beside"] = beside[rows]
         return batch if crop is None else batch | squares(batch, crop, rng)

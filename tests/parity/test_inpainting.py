@@ -43,9 +43,9 @@ def compared(ours, theirs, side, strength, monkeypatch):
     shape = (side // f, side // f, z)
     # diffusers draws from the posterior of the picture where it needs it, then from that of the picture with a hole.
     numbers = [MASKED] if sees_mask and strength == 1.0 else [samplers.POSTERIOR, MASKED]
-    draws = [oracle.first(np.asarray(samplers.noise(keys, n, shape))) for n in numbers]
+    draws = [oracle.first(samplers.noise(keys, n, shape)) for n in numbers]
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda d, generator=None: d.mean + d.std * draws.pop(0))
-    noise = oracle.first(np.asarray(samplers.noise(keys, 0, shape)))
+    noise = oracle.first(samplers.noise(keys, 0, shape))
     monkeypatch.setattr("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint.randn_tensor",
                         lambda *_, **__: noise)
     picture, mask = scene(side)
