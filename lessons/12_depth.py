@@ -9,7 +9,7 @@
 # becomes a fifth channel beside the latents. We ask for other colours in the same shape, and find out how one measures
 # whether a picture follows its depth.
 #
-# About 80 seconds and 2 GB on two cores.
+# About 70 seconds and 2 GB on two cores.
 
 # %%
 import jax
@@ -22,7 +22,7 @@ import sdjax
 from sdjax import diffusion, plots, samplers
 from sdjax.config import sd2_depth
 from sdjax.evaluate import shown
-from sdjax.images import spread
+from sdjax.images import normalised_depth
 from sdjax.midas import resized
 from sdjax.toyworld import describe, nearness, render, scene_at
 from sdjax.training.midas import invariant_loss
@@ -79,7 +79,8 @@ ground = np.repeat(near[:, column : column + 1], 128, axis=1)  # the map of a fl
 #
 # From one picture nobody can tell a doll's house from a house. And films, laser scanners and stereo cameras give depth
 # in units of their own, often with an unknown zero. MiDaS wanted to learn from all of them. So its loss first removes
-# from both maps what cannot be known: it takes away the mean, and divides by the mean distance from it.
+# from both maps what cannot be known: it takes away the median, and divides by the mean distance from it. (In a toy
+# world no depth is an outlier, and the mean does as well as the median.)
 
 
 # %%
@@ -202,8 +203,8 @@ show(plots.pictures([picture, *(as_colours(seen[n][0]) for n in names), guess],
 
 # %% [markdown]
 # Two things to look for. On the way down the maps forget paint and shadow little by little; on the way up, place and
-# outline come back from the side, through the lines of the drawing. And the shadow on the floor, which is so plain in
-# the picture, should leave no trace in the last map.
+# outline come back from the side, through the lines of the drawing. And what is plain in the picture but has no depth
+# of its own, a shadow or a line painted on the floor, should leave no trace in the last map.
 #
 # ## How good is it?
 #
@@ -275,7 +276,7 @@ assert np.allclose(beside, channel(40 * near - 7), atol=1e-4)  # the unit does n
 # %%
 with np.errstate(invalid="ignore"):
     by_hand = channel(np.zeros((128, 128)))
-flat = spread(np.zeros((1, 16, 16, 1), np.float32))
+flat = normalised_depth(np.zeros((1, 16, 16, 1), np.float32))
 print("by hand:    ", by_hand[0, 0, :3, 0])
 print("the package:", flat[0, 0, :3, 0])
 assert np.isnan(by_hand).all() and (flat == -1).all()
@@ -396,6 +397,10 @@ show(plots.pictures([near, *drawn[1.0], picture, *drawn[0.5]],
      "red, green, blue and yellow; below, the same at strength 0.5, which begin with a part of the picture.")
 
 # %% [markdown]
+# At strength 1 the colour is the one asked for. At 0.5 it mostly is not: of what that walk begins with, more than half
+# of the amplitude is still the old picture, and the old colour stays whatever the words say. Shape and colour are held
+# together.
+#
 # MiDaS can read the depth back from what was drawn. How well does it agree with what was asked for?
 #
 # **Predict:** the correlation of the depth asked for with that of an *empty* floor?
@@ -409,21 +414,22 @@ assert shown.correlation(ground, near) > 0.9
 
 # %% [markdown]
 # All close to 1, and so is that of a floor with nothing on it: floor and sky are nearly all of the map, and they are
-# the same everywhere. Whoever reports such a number must say what nothing at all would have scored. So give the map
-# that was read back the world's unit, take away the empty floor from both, and compare what is left on the floor: what
-# *stands* there.
+# the same everywhere. Whoever reports such a number must say what nothing at all would have scored. So take away from
+# either map what is a straight line of the empty floor's (the unit and the zero of MiDaS are its own), and compare what
+# is left: what *stands* there. `sdjax evaluate` does the same.
 
 
 # %%
-def standing(read):
-    """What a map of MiDaS shows beside the empty floor, in the world's unit; without the sky and its border."""
-    read, empty = read[floor[0] + 2 :], ground[floor[0] + 2 :]
-    scale, shift = np.polyfit(read.ravel(), empty.ravel(), 1)
-    return scale * read + shift - empty
+def beyond_the_floor(depth):
+    scale, shift = np.polyfit(ground.ravel(), depth.ravel(), 1)
+    return depth - (scale * ground + shift)
+
+
+assert np.allclose(beyond_the_floor(near), shown.beyond(near, ground), atol=1e-5)
 
 
 def follows(read, asked):
-    return shown.correlation(standing(read), (asked - ground)[floor[0] + 2 :])
+    return shown.correlation(beyond_the_floor(read), beyond_the_floor(asked))
 
 
 print(f"the picture itself: {follows(sd.midas(picture)[0], near):.2f}")
@@ -433,8 +439,9 @@ assert follows(sd.midas(picture)[0], near) > 0.5
 
 # %% [markdown]
 # Near 1 is a solid just where it was asked for; near 0 is one that stands elsewhere. The first line is as good as it
-# gets: MiDaS looking at the true picture. Compare the two strengths with it, and with the figure. Strength 1 begins
-# from pure noise: where it scores as high as 0.5, the shape came from the depth alone, as the errors above foretold.
+# gets: MiDaS looking at the true picture. Compare the two strengths with it, and with the figure. At 0.5 the score is
+# high because little was changed. Strength 1 begins from pure noise: where it scores as high, the shape came from the
+# depth alone, as the errors above foretold.
 #
 # Now let two witnesses disagree: the picture of one scene, and the depth of another.
 #
@@ -508,8 +515,8 @@ def fifth_channel(depth):
 exercise.check_fifth_channel(fifth_channel)
 
 # %% [markdown]
-# **2.** MiDaS has no unit. If some true distances are known, it can be given one: return the `scale` and `shift` for
-# which `scale * found + shift` comes nearest to `true`, in the sense of least squares.
+# **2.** MiDaS has no unit. Where one over the distance is known (`true`), it can be given one: return the `scale` and
+# `shift` for which `scale * found + shift` comes nearest to `true`, in the sense of least squares.
 
 
 # %%

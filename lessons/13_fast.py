@@ -261,7 +261,7 @@ def drawn(unet, steps=10, scale=3.0):
     for step, a, a_next in zip(plan.t, plan.a, plan.a_next):
         v = unet(jnp.concatenate([x, x]), jnp.full(2, step), text)
         v = diffusion.guide(v[:1], v[1:], scale)
-        x0, eps = np.sqrt(a) * x - np.sqrt(1 - a) * v, np.sqrt(a) * v + np.sqrt(1 - a) * x
+        x0, eps = diffusion.split_prediction(v, x, a, "v")
         x = np.sqrt(a_next) * x0 + np.sqrt(1 - a_next) * eps
     return sd.to_pictures(x)[0]
 
@@ -411,9 +411,9 @@ print(exported.platforms, "->", len(exported.mlir_module().splitlines()), "lines
 assert exported.platforms == ("tpu",) and exported.out_avals[0].shape == x.shape
 
 # %% [markdown]
-# The compiler itself is in the package `libtpu`, which installs on any Linux machine (`pip install ".[tpu]"`) and
-# compiles for a TPU that is only described. It finds real mistakes, such as a program too large for the chip's memory.
-# `make tpu-check` compiles the whole of text to image in this way.
+# The compiler itself is in the package `libtpu`, which installs on any Linux machine and compiles for a TPU that is
+# only described. It finds real mistakes, such as a program too large for the chip's memory. `make tpu-check` compiles
+# the whole of text to image in this way, in an environment of its own, since processor and TPU want other flags.
 
 
 # %%

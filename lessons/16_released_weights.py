@@ -8,7 +8,7 @@
 # wants it, writes our small model in both layouts, loads it back bit for bit, and lets the package find out what a file
 # is. Where the environment variable `SDJAX_WEIGHTS` names a released file or folder, the last cells run on that too.
 #
-# About 70 seconds and 2 GB on two cores.
+# About 50 seconds and 2 GB on two cores.
 
 # %%
 import json
@@ -166,8 +166,8 @@ show(plots.pictures(drawn, ["our own layout", *loaded]),
 # %% [markdown]
 # ## What is this file?
 #
-# `sdjax info` says it without running anything, and `sdjax convert` writes a folder in our own layout, in which tensors
-# lie as the networks hold them. `--dtype float16` halves it.
+# `sdjax info` says it from the file's header (an SD 2.x file it also asks something, below), and `sdjax convert` writes
+# a folder in our own layout, in which tensors lie as the networks hold them. `--dtype float16` halves it.
 
 
 # %%
@@ -192,8 +192,8 @@ assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(flat(sd.unet).
 #
 # Released files do not say what they are: ours carries its configuration in the metadata, theirs carry none. The shapes
 # tell. A look at the width that cross-attention reads text at gives the family, and the input channels of the UNet give
-# the purpose. Whether an SD 2.x file predicts $\epsilon$ or $v$ stands nowhere; the package gives the network pure
-# noise and looks whether it answers with its input (lesson 5).
+# the purpose. Whether an SD 2.x file predicts $\epsilon$ or $v$ stands nowhere; the package gives the network the same
+# number everywhere at $t = 999$, where its input is all noise, and looks whether it answers with that (lesson 5).
 
 # %%
 for name in ("sd1", "sd2", "sd1-inpaint", "x4-upscaler", "sd2-depth"):

@@ -24,6 +24,7 @@ def activate(x: Array, name: Activation) -> Array:
 
 
 def layer_norm(width: int, *, rngs) -> nnx.LayerNorm:
+    """A layer norm over `width` channels; mean(x^2) - mean(x)^2 would lose digits where the mean is large."""
     return nnx.LayerNorm(width, epsilon=LAYER_EPS, use_fast_variance=False, rngs=rngs)
 
 

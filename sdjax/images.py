@@ -218,14 +218,19 @@ def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
     return array
 
 
+def _one_map(values: Any) -> np.ndarray:
+    """[H, W] of [H, W, 1] or [1, H, W]; anything else as it is."""
+    array = np.asarray(values)
+    flat = array.reshape(array.shape[:2]) if array.ndim == 3 and array.shape[-1] == 1 else array
+    return flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
+
+
 def as_depth(depth: Any) -> Float[np.ndarray, "1 H W 1"]:
     """One map of inverse depth, larger where nearer, in any unit and of any size; InputError if it is none.
 
     `depth` is [H, W], [H, W, 1] or [1, H, W], bool, integers or floats.
     """
-    array = np.asarray(depth)
-    flat = array.reshape(array.shape[:2]) if array.ndim == 3 and array.shape[-1] == 1 else array
-    flat = flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
+    array, flat = np.asarray(depth), _one_map(depth)
     if flat.ndim != 2 or 0 in flat.shape:
         raise InputError(f"depth: found shape {list(array.shape)}, expected [H, W], a number for each pixel")
     flat = flat.astype(np.float32)
@@ -234,7 +239,7 @@ def as_depth(depth: Any) -> Float[np.ndarray, "1 H W 1"]:
     return flat[None, :, :, None]
 
 
-def spread(depth: Float[np.ndarray, "b H W 1"]) -> Float[np.ndarray, "b H W 1"]:
+def normalised_depth(depth: Float[np.ndarray, "b H W 1"]) -> Float[np.ndarray, "b H W 1"]:
     """Each map stretched to [-1, 1], 1 where it is nearest; -1 everywhere where all of it is equally far.
 
     2 (d - min) / (max - min) - 1: ldm/models/diffusion/ddpm.py LatentDepth2ImageDiffusion, whose 0.001 in the
@@ -248,7 +253,7 @@ def spread(depth: Float[np.ndarray, "b H W 1"]) -> Float[np.ndarray, "b H W 1"]:
 
 def of_depth(depth: Any) -> Float[np.ndarray, "H W 3"]:
     """A map of inverse depth as a grey picture in [-1, 1], white where it is nearest."""
-    return np.repeat(spread(as_depth(depth))[0], 3, axis=-1)
+    return np.repeat(normalised_depth(as_depth(depth))[0], 3, axis=-1)
 
 
 def as_mask(mask: Any, size: tuple[int, int]) -> Float[np.ndarray, "1 H W 1"]:
@@ -256,9 +261,7 @@ def as_mask(mask: Any, size: tuple[int, int]) -> Float[np.ndarray, "1 H W 1"]:
 
     `mask` is [H, W], [H, W, 1] or [1, H, W], of `size`: bool, uint8 0 to 255, or floats in [0, 1]. InputError if not.
     """
-    array = np.asarray(mask)
-    flat = array.reshape(array.shape[:2]) if array.ndim == 3 and array.shape[-1] == 1 else array
-    flat = flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
+    array, flat = np.asarray(mask), _one_map(mask)
     if flat.shape != size:
         raise InputError(f"mask: found shape {list(array.shape)}, expected [{size[0]}, {size[1]}] as its image")
     share = flat.astype(np.float32) / (255.0 if flat.dtype == np.uint8 else 1.0)

@@ -179,24 +179,26 @@ class StableDiffusion:
         return self._walk(request.inpaint(self, prompt, image, mask, strength, paste, **options), attention)
 
     def upscale(
-        self, prompt: str | Sequence[str], image: Any, noise_level: int = 20, tile: int = 128, **options: Any
+        self, prompt: str | Sequence[str], image: Any, noise_level: int = 20, tile: int = 128,
+        watch: Callable[[int, int], None] | None = None, **options: Any,
     ) -> Pictures:
         """Pictures [n, 4 H, 4 W, 3] of `image` [H, W, 3], of any size, by the x4 upscaler.
 
         `noise_level` is the timestep, 0 to 350, to which the small picture is noised first: higher keeps less of it.
         What is larger than `tile` pixels, each way, is drawn in tiles of that size that overlap by an eighth, from one
-        noise, and blended, so that memory is that of one tile. Options as in `txt2img`, but for height and width.
+        noise, and blended, so that memory is that of one tile; `watch(done, tiles)` is called after each. Options as in
+        `txt2img`, but for height and width.
         """
         picture = as_pictures(image, "image")
         height, width = picture.shape[1:3]
-        if not (isinstance(tile, int) and tile >= 16):
-            raise InputError(f"tile: found {tile}, expected a whole number from 16")
-        larger = max(height, width) > tile
+        larger = max(height, width) > request.tile_side(tile)
         job = request.upscale(self, prompt, tiling.padded(picture, tile) if larger else picture, noise_level, **options)
         if not larger:
             return self._run(job)
         f, (rows, columns) = self.config.vae.factor, job.x.shape[1:3]
-        drawn = tiling.blended(rows, columns, tile, tile // 8, f, lambda corner: self._run(request.crop(job, corner)))
+        drawn = tiling.blended(
+            rows, columns, tile, tile // 8, f, lambda corner: self._run(request.crop(job, corner)), watch
+        )
         return drawn[:, : f * height, : f * width]
 
     def upscale_steps(
@@ -331,11 +333,11 @@ def compare(
     """The cosine between every picture and every text by CLIP; pictures of any size, float in [-1, 1] or uint8."""
     pictures = as_pictures(pictures, "pictures")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    resized = centre(pictures, image_encoder.config.image_size)
+    resized = center_crop(pictures, image_encoder.config.image_size)
     return np.asarray(cosine(image_encoder(resized), text_encoder.embed(tokenizer(texts))))
 
 
-def centre(pictures: Pictures, size: int) -> Float[Array, "b s s 3"]:
+def center_crop(pictures: Pictures, size: int) -> Float[Array, "b s s 3"]:
     """The middle square at `size`: the shorter side resized to it with a bicubic filter, as CLIP's own transform."""
     b, h, w, c = pictures.shape
     if (h, w) == (size, size):

@@ -18,7 +18,7 @@ from sdjax.config import PURPOSES
 from sdjax.diffusion import add_noise, alphas
 from sdjax.errors import InputError
 from sdjax.hardware import Network
-from sdjax.images import as_depth, as_mask, as_pictures, spread
+from sdjax.images import MAX_PIXELS, as_depth, as_mask, as_pictures, normalised_depth
 from sdjax.samplers import SAMPLERS, Keep, Plan
 from sdjax.tiling import Corner
 
@@ -70,6 +70,8 @@ def text(
     """From noise."""
     _require_purpose(sd, "txt2img", 0)
     height, width = (_side(sd, n, v) for n, v in (("height", height), ("width", width)))
+    if height * width * sd.config.vae.factor**2 > MAX_PIXELS:
+        raise InputError(f"height and width: found more than {MAX_PIXELS:,} pixels in all, expected fewer")
     job, keys = _settings(sd, prompt, **options)
     return Job(x=samplers.noise(keys, 0, (height, width, sd.config.vae.latent_channels)), keys=keys, **job)
 
@@ -96,7 +98,7 @@ def depth(
     else:
         near = midas.resized(jnp.asarray(as_depth(near)), size, "bicubic")
     job = _noised(sd, prompt, picture, strength, options)
-    return replace(job, beside=jnp.broadcast_to(spread(np.asarray(near)), (len(job.keys), *size, 1)))
+    return replace(job, beside=jnp.broadcast_to(normalised_depth(np.asarray(near)), (len(job.keys), *size, 1)))
 
 
 def estimator(sd: StableDiffusion) -> Network:
@@ -214,7 +216,7 @@ def _encoded(sd: StableDiffusion, picture: np.ndarray, keys: Array, number: int)
     """
     posterior = sd.to_posterior(picture)
     draw = samplers.noise(keys, number, posterior.mean.shape[1:])
-    return sd.config.vae.scale * (posterior.mean + jnp.exp(0.5 * posterior.log_variance) * draw)
+    return sd.config.vae.scale * posterior.at(draw)
 
 
 def _last_share(table: Plan, strength: float) -> Plan:
@@ -273,6 +275,13 @@ def _side(sd: StableDiffusion, name: str, value: int | None, multiple: int | Non
     if not _is_int(value) or value < factor or value % factor:
         raise InputError(f"{name}: found {value}, expected a multiple of {factor}")
     return value // factor
+
+
+def tile_side(tile: int) -> int:
+    """The side of a tile of the small picture; InputError for one that cannot be."""
+    if not (_is_int(tile) and tile >= 16):
+        raise InputError(f"tile: found {tile}, expected a whole number from 16")
+    return tile
 
 
 def _ints(values: Any, n: int, below: int) -> bool:

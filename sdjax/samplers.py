@@ -64,7 +64,7 @@ def leading(steps: int, train_steps: int = 1000, offset: int = 1) -> Int[np.ndar
 
     The + 1 is in ldm/modules/diffusionmodules/util.py make_ddim_timesteps. It is left out where it would
     leave the schedule, which only S = T does. Rounding down, the stride of 501 to 999 steps is 1, so that 600 begin at
-    600, as in LDM and diffusers.
+    600, as in diffusers.
     """
     stride = train_steps // steps
     offset = min(offset, train_steps - 1 - (steps - 1) * stride)

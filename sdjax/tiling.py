@@ -38,21 +38,26 @@ def padded(array: np.ndarray, side: int) -> np.ndarray:
 
 
 def blended(
-    height: int, width: int, side: int, overlap: int, factor: int, draw: Callable[[Corner], np.ndarray]
+    height: int, width: int, side: int, overlap: int, factor: int, draw: Callable[[Corner], np.ndarray],
+    watch: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "b H W c"]:
     """The picture, `factor` times as large as height x width, of tiles that `draw` gives, [b, factor side, ..., c].
 
-    Where tiles overlap, each fades out along a straight line towards its own edge.
+    Where tiles overlap, each fades out along a straight line towards its own edge. `watch` is told after each how many
+    are done, and of how many.
     """
     rise = np.minimum(np.arange(factor * side) + 1, factor * overlap)
     weight = np.minimum(rise, rise[::-1]).astype(np.float32)
     weight = (weight[:, None] * weight)[:, :, None]
     weights = np.zeros((factor * height, factor * width, 1), np.float32)
     total: np.ndarray | None = None
-    for corner in tiles(height, width, side, overlap):
+    corners = tiles(height, width, side, overlap)
+    for done, corner in enumerate(corners, 1):
         drawn = draw(corner)
         total = np.zeros((len(drawn), *weights.shape[:2], drawn.shape[-1]), np.float32) if total is None else total
         place = Corner(*(factor * n for n in corner))
         place.of(total)[...] += weight * drawn
         place.of(weights[None])[...] += weight
+        if watch:
+            watch(done, len(corners))
     return total / weights

@@ -31,6 +31,7 @@ import regex
 from jaxtyping import Int32
 
 from sdjax.errors import InputError
+from sdjax.files import written_whole
 
 Padding = Literal["eos", "zero"]
 
@@ -167,13 +168,14 @@ class Tokenizer:
             raise InputError(f"{path}: {error}") from None
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the vocabulary as one JSON file: merges, context_length, padding."""
+        """Writes the vocabulary as one JSON file: merges, context_length, padding; whole or not at all."""
         content = {
             "context_length": self.context_length,
             "padding": self.padding,
             "merges": self.merges,
         }
-        Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        with written_whole(Path(path)) as part:
+            part.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
     def __call__(self, texts: str | Sequence[str]) -> Int32[np.ndarray, "b n"]:
         """Ids of each text between start and end token, padded to `context_length`.
@@ -268,7 +270,8 @@ def _clip_merges() -> tuple[str, ...]:
     return tuple(lines[1 : 49_152 - 256 - 2 + 1])
 
 
-def _base_names() -> list[str]:
+def base_names() -> list[str]:
+    """The names of the first 512 tokens in vocab.json: each byte within a word, then each at its end."""
     return _NAMES + [name + _MARK for name in _NAMES]
 
 
@@ -277,7 +280,7 @@ def _vocabulary(merges: Sequence[str]) -> tuple[list[bytes], list[bool], dict[tu
     content = [bytes([b]) for b in _BYTES] * 2
     closes = [False] * 256 + [True] * 256
     joined = {}
-    known = {name: token for token, name in enumerate(_base_names())}
+    known = {name: token for token, name in enumerate(base_names())}
     for rank, merge in enumerate(merges):
         pair = tuple(known.get(name) for name in merge.split(" "))
         if len(pair) != 2 or None in pair or closes[pair[0]]:
@@ -345,7 +348,7 @@ def _learn_merges(words: Counter[str], wanted: int) -> list[str]:
             holders[pair].add(word)
     frequent = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(frequent)
-    names = _base_names()
+    names = base_names()
     taken = set(names)
     merges: list[str] = []
     while len(merges) < wanted:

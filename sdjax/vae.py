@@ -28,10 +28,13 @@ class Posterior(NamedTuple):
     mean: Float[Array, "b h w z"]
     log_variance: Float[Array, "b h w z"]
 
-    def sample(self, key: Array) -> Float[Array, "b h w z"]:
+    def at(self, noise: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
         """z = mean + std * noise."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(0.5 * self.log_variance) * noise
+
+    def sample(self, key: Array) -> Float[Array, "b h w z"]:
+        """The same for noise drawn from a key."""
+        return self.at(jax.random.normal(key, self.mean.shape, self.mean.dtype))
 
     def kl(self) -> Float[Array, ""]:
         """KL(q || N(0, 1)) averaged over latent values, in nats: equation 10 of arXiv:1312.6114."""

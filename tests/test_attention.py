@@ -12,6 +12,7 @@ from sdjax.attention import (
     Attention,
     attend,
     attend_chunked,
+    attend_cudnn,
     attend_plain,
     merge_heads,
     probabilities,
@@ -82,6 +83,14 @@ def test_many_logits_are_taken_in_chunks_and_few_are_not(monkeypatch):
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 7, 4)), jnp.zeros((2, 3, 7, 4)))
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 8, 4)), jnp.zeros((2, 3, 8, 4)))
     assert taken == ["plain", "chunked"]
+
+
+def test_the_gpus_own_kernel_gets_heads_where_it_wants_them(monkeypatch):
+    """On a processor by the function's other way, which takes its arguments alike."""
+    own = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation: own(*qkv, implementation="xla"))
+    q, k, v = normal(0, 2, 3, 5, 8), normal(1, 2, 3, 7, 8), normal(2, 2, 3, 7, 8)
+    assert np.allclose(attend_cudnn(q, k, v), attend_plain(q, k, v), atol=1e-5)
 
 
 def test_the_shapes_of_a_signature_are_checked_in_tests():

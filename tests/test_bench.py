@@ -60,9 +60,16 @@ def test_in_turns_asks_each_once_a_round_after_a_first_that_is_not_counted():
     assert [len(taken[name]) for name in "ab"] == [3, 3]
 
 
-def test_every_row_is_measured_and_survives_json():
-    report = bench.bench(model(OPENCLIP), batch=1, steps=2, rounds=3)
+def test_every_row_is_the_work_over_the_median_and_survives_json(monkeypatch):
+    times = {"matrix product": [2.0, 1.0, 9.0], "UNet step": [4.0, 4.0, 5.0], "picture": [8.0, 7.0, 8.0]}
+    monkeypatch.setattr(bench, "in_turns", lambda candidates, rounds: {name: times[name] for name in candidates})
+    report = bench.bench(model(OPENCLIP), batch=3, steps=2, rounds=3)
     assert [row["name"] for row in report["rows"]] == ["matrix product", "UNet step", "picture"]
-    assert all(row["seconds"][1] <= row["seconds"][0] <= row["seconds"][2] for row in report["rows"])
+    (side, products), step = bench.ON_CPU, bench.unet_flops(OPENCLIP.unet, 8, 8)
+    works = [2 * products * side**3 / 1e9, 3 * step / 1e9, 2 * 2 * step / 1e9]  # a picture's steps are of two latents
+    for row, work, (middle, least, most) in zip(report["rows"], works, [(2, 1, 9), (4, 4, 5), (8, 7, 8)]):
+        assert row["seconds"] == [middle, least, most] and row["gflops"] == pytest.approx(work)
+        assert row["gflop_per_second"] == pytest.approx(work / middle)
+        assert row["share_of_matmul"] == pytest.approx(work / middle / (works[0] / 2))
     assert json.loads(json.dumps(report)) == report
     assert len(bench.table(report).splitlines()) == 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 
 import numpy as np
 import pytest
@@ -13,32 +13,16 @@ from sdjax.config import GUIDANCE
 from sdjax.images import read_settings, write_png
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs `sdjax ARGUMENTS` in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.common, "prepare", lambda: None)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sdjax", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["txt2img"], "prompt: missing"),
         (["txt2img", "a", "--size", "100x100"], "multiple of 8"),
         (["txt2img", "a", "--size", "big"], "--size: found 'big'"),
+        (["txt2img", "a", "--size", "99992x99992"], "at most 64,000,000 pixels"),
+        (["txt2img", "a", "--batch", "0"], "--batch: found 0"),
+        (["txt2img", "a", "--model", 300 * "a"], "too long"),
+        (["train", "tokenizer", "--run", "lines.jsonl"], "File exists"),
         (["txt2img", "a", "--steps", "0"], "steps: found 0, expected a whole number from 1 to 1000"),
         (["txt2img", "a", "--steps", "1001"], "steps: found 1001"),
         (["txt2img", "a", "--steps", "many"], "--steps"),
@@ -163,8 +147,8 @@ def test_a_picture_remembers_its_dtype_and_its_weights(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("guidance_scale", "a"), ("steps", 2.5), ("seed", True), ("fit", [64]), ("fit", ["a", "b"]), ("prompt", None),
-     ("strength", None), ("dtype", 5)],
+    [("guidance_scale", "a"), ("steps", 2.5), ("seed", True), ("fit", [64]), ("fit", ["a", "b"]), ("fit", [-8, 8]),
+     ("fit", 5), ("prompt", None), ("strength", None), ("dtype", 5)],
 )
 def test_a_picture_whose_settings_cannot_be_is_refused(run, name, value):
     settings = {"command": "img2img", "prompt": "a", name: value}
@@ -179,9 +163,10 @@ def test_a_picture_that_no_command_made_says_so(run):
 
 
 def test_two_that_draw_at_once_take_numbers_of_their_own(tmp_path):
-    with cli.draw._place(tmp_path, "a red cube", 0, 1) as first, cli.draw._place(tmp_path, "a red cube", 0, 1) as other:
+    place = cli.drawing.place
+    with place(tmp_path, "a red cube", 0, 1) as first, place(tmp_path, "a red cube", 0, 1) as other:
         assert (first.name, other.name) == ("0001-a-red-cube.png", "0002-a-red-cube.png")
-    with pytest.raises(KeyboardInterrupt), cli.draw._place(tmp_path, "a cone", 0, 1):
+    with pytest.raises(KeyboardInterrupt), place(tmp_path, "a cone", 0, 1):
         raise KeyboardInterrupt
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0001-a-red-cube.png", "0002-a-red-cube.png"]
 
@@ -206,6 +191,10 @@ def test_inpaint_leaves_what_the_mask_leaves_out(run):
 
 
 def test_help_names_every_command(run):
-    _, out, _ = run("--help")
-    commands = [c for part in (cli.draw, cli.weights, cli.toyworld, cli.bench) for c in part.app.registered_commands]
-    assert len(commands) > 8 and all((c.name or c.callback.__name__) in out for c in commands)
+    parts = cli.draw.app, cli.weights.app, cli.toyworld.app, cli.bench.app
+    for asked, commands in ((["--help"], [c for part in parts for c in part.registered_commands]),
+                            (["train", "--help"], cli.toyworld.train.registered_commands)):
+        _, out, _ = run(*asked)
+        assert len(commands) > 6
+        for name in (c.name or c.callback.__name__ for c in commands):
+            assert re.search(rf"^\s*{name}\s", out, re.MULTILINE), name

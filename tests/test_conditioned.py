@@ -138,11 +138,11 @@ def test_depth_is_learned_from_the_worlds_and_then_heard_by_the_denoiser(tmp_pat
     monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
     shown = {}
 
-    def fit(recipe, start, loss, batch_at, folder, *, watch, **options):
+    def fit(recipe, graph, start, loss, batch_at, folder, *, watch, **options):
         shown.update(batch_at(0))
         folder.mkdir()
-        watch(1, start)
-        return start
+        watch(1, network := nnx.merge(graph, start))
+        return network
 
     monkeypatch.setattr(midas, "fit", fit)
     conditioned.train_depth(tmp_path / "run", scenes=2, start=tmp_path / "base")
@@ -172,7 +172,7 @@ SHOWN = []
 
 def test_the_upscalers_denoiser_is_shown_scaled_latents_and_a_noised_small_picture(monkeypatch):
     sd, rows, kept = model(UPSCALER), 64, {}
-    monkeypatch.setattr(unet, "fit", lambda recipe, start, loss, batch_at, *rest, **options: kept.update(
+    monkeypatch.setattr(unet, "fit", lambda recipe, graph, start, loss, batch_at, *rest, **options: kept.update(
         loss=loss, batch=batch_at(0), start=start, text=options["frozen"]) or start)
     mean, small = np.full((50, 8, 8, 4), 6.0, np.float32), np.full((50, 8, 8, 3), -5.0, np.float32)
     unet.train(
@@ -202,7 +202,7 @@ def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictu
 
     monkeypatch.setattr(unet, "train", train)
     monkeypatch.setattr(vae, "train", lambda config, *rest: VAE(config, rngs=nnx.Rngs(0)))
-    monkeypatch.setattr(unet, "encode", lambda coder, pictures: Posterior(np.arange(8.0), None))
+    monkeypatch.setattr(vae, "encode", lambda coder, pictures: Posterior(np.arange(8.0), None))
     monkeypatch.setattr(conditioned, "latents_of", lambda *of: None)
     small = dataclasses.replace(UPSCALER, name="tiny-upscaler", image_size=128)
     monkeypatch.setattr(conditioned, "tiny_upscaler", lambda base: small)
@@ -218,7 +218,7 @@ def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictu
 @pytest.mark.parametrize("seed", [0, 1])
 def test_captions_are_those_of_the_latents_whatever_the_seed(tmp_path, monkeypatch, seed):
     batches, said = [], []
-    fit = lambda recipe, start, loss, batch_at, *rest, **options: batches.append(batch_at(0)) or start
+    fit = lambda recipe, graph, start, loss, batch_at, *rest, **options: batches.append(batch_at(0)) or start
     monkeypatch.setattr(unet, "fit", fit)
     monkeypatch.setattr(unet, "captions", lambda scenes, rng: said.extend(scenes) or ["a cube"] * len(scenes))
     sd, numbers = model(OPENCLIP), np.broadcast_to(np.arange(50.0)[:, None, None, None], (50, 4, 4, 4))

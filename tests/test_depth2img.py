@@ -11,7 +11,7 @@ from sdjax import midas
 from sdjax.checkpoint.export import to_diffusers, to_original
 from sdjax.config import MidasConfig, sd2_depth
 from sdjax.errors import InputError
-from sdjax.images import as_depth, of_depth, spread
+from sdjax.images import as_depth, normalised_depth, of_depth
 from sdjax.request import depth
 
 
@@ -41,12 +41,13 @@ def test_depth_of_any_size_and_unit_is_the_same_depth(sd, picture):
     near = np.random.default_rng(1).random((24, 32))
     jobs = [depth(sd, "a cone", picture, d, steps=1) for d in (near, 100 + 7 * near, near[None], near[..., None])]
     assert all(np.allclose(job.beside, jobs[0].beside, atol=1e-5) for job in jobs)
-    large = depth(sd, "a cone", picture, np.kron(near, np.ones((2, 2))), steps=1)
-    assert large.beside.shape == jobs[0].beside.shape
+    slope = lambda height, width: np.add.outer(np.linspace(0, 1, height), np.linspace(0, 2, width))
+    small, large = (depth(sd, "a cone", picture, slope(*size), steps=1).beside for size in ((24, 32), (90, 120)))
+    assert np.allclose(small, large, atol=0.05)
 
 
 def test_flat_depth_is_far_everywhere_and_not_a_division_by_zero(sd, picture):
-    assert (spread(as_depth(np.full((4, 4), 3.0))) == -1.0).all()
+    assert (normalised_depth(as_depth(np.full((4, 4), 3.0))) == -1.0).all()
     assert np.isfinite(sd.depth2img("a cone", picture, np.full((24, 32), 3.0), steps=2)).all()
     # Resized from a side that is no multiple of the latents', it is flat but for rounding.
     assert (depth(sd, "a cone", picture, np.full((100, 100), 0.3), steps=1).beside == -1.0).all()

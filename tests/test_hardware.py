@@ -30,6 +30,24 @@ def test_the_cache_is_the_users_own_and_their_flags_are_kept(settings, tmp_path)
     assert os.environ["XLA_FLAGS"].count("ynn_fusion_type") <= 1
 
 
+@pytest.mark.parametrize(
+    ("version", "flags", "libtpu", "expected"),
+    [("0.10.2", "", False, hardware.YNN_FLAG), ("0.12.1", "--a", False, f"--a {hardware.YNN_FLAG}"),
+     ("0.10.1", "--a", False, "--a"), ("0.13.0", "", False, ""),  # an unknown flag would end the process
+     ("0.10.2", f"{hardware.YNN_FLAG}of_the_user", False, f"{hardware.YNN_FLAG}of_the_user"),
+     ("0.10.2", "--a", True, "--a")],  # libtpu reads the flags too, and does not know this one
+)
+def test_the_flag_is_set_only_where_it_is_known_and_never_over_the_users_own(
+    monkeypatch, version, flags, libtpu, expected
+):
+    monkeypatch.setattr(hardware.metadata, "version", lambda name: version)
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: libtpu or None)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    hardware.quiet_cpu()
+    assert os.environ["XLA_FLAGS"] == expected
+
+
 def test_programs_that_others_can_write_are_not_run(settings, tmp_path):
     (tmp_path / "sdjax").mkdir()
     (tmp_path / "sdjax").chmod(0o777)

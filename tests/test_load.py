@@ -219,7 +219,9 @@ def test_the_caller_can_overrule_what_a_file_says(written):
 # CLIP and info
 
 
-def test_a_clip_is_read_from_our_folder_and_from_that_of_transformers(openclip, written, folder, tmp_path):
+def test_a_clip_is_read_from_our_folder_and_from_that_of_transformers(
+    openclip, written, folder, tmp_path, monkeypatch
+):
     source = folder("openclip-diffusers")
     towers = {k: v for part in ("text_encoder", "image_encoder")
               for k, v in load_file(source / part / "model.safetensors").items()}
@@ -236,6 +238,10 @@ def test_a_clip_is_read_from_our_folder_and_from_that_of_transformers(openclip, 
     expected = openclip.similarity(picture, ["re", "er"])
     for clip in (load_clip(path), load_clip(written / "openclip-own")):
         np.testing.assert_array_equal(clip.similarity(picture, ["re", "er"]), expected)
+    # In one file, without a configuration beside it, it is ViT-L/14.
+    monkeypatch.setattr(diffusers_folder, "clip_vit_l14", lambda: (openclip.config.text, openclip.config.vision))
+    alone = load_clip(path / "model.safetensors").image_encoder(picture[None])
+    np.testing.assert_array_equal(alone, openclip.image_encoder(picture[None]))
     assert describe(path).family == "CLIP"
     with pytest.raises(InputError, match="has no image encoder"):
         load_clip(written / "openai-own")

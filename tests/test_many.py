@@ -28,7 +28,7 @@ class Painter:
     """Draws nothing, notes what it was asked for, and is killed at a call of its choice."""
 
     def __init__(self, killed_at: int | None = None):
-        self.config, self.drawn, self.killed_at = SimpleNamespace(name="painter"), [], killed_at
+        self.config, self.drawn, self.killed_at = SimpleNamespace(name="painter", image_size=8), [], killed_at
 
     def txt2img(self, prompt, **options):
         if self.killed_at is not None and len(self.drawn) >= self.killed_at:
@@ -102,6 +102,8 @@ def test_pictures_of_other_settings_are_not_taken_for_done(tmp_path):
     draw_lines(Painter(), lines, SETTINGS, tmp_path, together=1)
     with pytest.raises(InputError, match="another seed"):
         draw_lines(Painter(), lines, SETTINGS | {"seed": 6}, tmp_path, together=1)
+    with pytest.raises(InputError, match="another height$|another height;"):
+        draw_lines(Painter(), lines, SETTINGS | {"height": 16}, tmp_path, together=1)
     with pytest.raises(InputError, match="another dtype, weights"):
         draw_lines(Painter(), lines, SETTINGS | {"dtype": "bfloat16", "weights": "0"}, tmp_path, together=1)
     with pytest.raises(InputError, match="another prompt"):

@@ -17,7 +17,7 @@ from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionC
 from sdjax.errors import InputError
 from sdjax.hardware import Network, TextNetwork, VAENetwork
 from sdjax.images import as_pictures
-from sdjax.pipeline import StableDiffusion, centre
+from sdjax.pipeline import StableDiffusion, center_crop
 from sdjax.tokenizer import Tokenizer
 from sdjax.unet import UNet
 from sdjax.vae import VAE
@@ -203,8 +203,8 @@ def test_8_bit_pictures_are_spread_over_minus_1_to_1():
 def test_clip_sees_the_middle_square_of_a_wide_picture():
     wide = np.zeros((1, 4, 8, 3), np.float32)
     wide[:, :, 2:6] = 1.0
-    assert (centre(wide, 4) == 1.0).all()
-    assert centre(np.zeros((1, 30, 20, 3), np.float32), 8).shape == (1, 8, 8, 3)
+    assert (center_crop(wide, 4) == 1.0).all()
+    assert center_crop(np.zeros((1, 30, 20, 3), np.float32), 8).shape == (1, 8, 8, 3)
 
 
 # Bad input

@@ -42,7 +42,8 @@ def run(tmp_path_factory):
         patch.setattr(stages, "CORPUS", 100)
         for name, stage in STAGES.items():
             if stage:
-                patch.setattr(stage, "RECIPE", dataclasses.replace(stage.RECIPE, batch=BATCH))
+                # Not by Muon, which takes most of a minute to compile; tests/test_training.py has it.
+                patch.setattr(stage, "RECIPE", dataclasses.replace(stage.RECIPE, batch=BATCH, muon=False))
             stages.run_stage(name, folder, steps=1, scenes=SCENES)
     return folder
 
@@ -139,7 +140,7 @@ def test_evaluate_asks_the_judge_of_the_run_and_writes_the_table(run, tmp_path, 
 def test_one_caption_in_ten_is_left_out(monkeypatch):
     """What guidance is made of, arXiv:2207.12598: some pictures are shown with the empty prompt."""
     sd, batches = model(OPENCLIP), []
-    take = lambda recipe, start, loss, batch_at, *rest, **options: batches.extend(map(batch_at, range(100))) or start
+    take = lambda recipe, graph, start, loss, batch_at, *rest, **options: batches.extend(map(batch_at, range(100)))
     monkeypatch.setattr(unet, "fit", take)
     numbers = np.zeros((50, 4, 4, 4))
     unet.train(

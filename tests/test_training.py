@@ -17,7 +17,8 @@ from flax import nnx
 from PIL import Image
 from small_models import OPENCLIP, model
 
-from sdjax.config import DiffusionConfig
+from sdjax.checkpoint import tree
+from sdjax.config import DiffusionConfig, tiny
 from sdjax.errors import InputError
 from sdjax.layers import lecun_normal
 from sdjax.tokenizer import Tokenizer
@@ -25,8 +26,10 @@ from sdjax.toyworld import Scene, Solid, is_held_out, render, scene_at
 from sdjax.training import clip, judge, unet
 from sdjax.training.clip import LOOKS, TOKENS, contrastive_loss, mistaken, right_and_wrong, told_by_token, told_by_word
 from sdjax.training.data import pictures, step_rng, train_scene
-from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, fit
+from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, _matrices, fit
 from sdjax.training.vae import latent_scale
+from sdjax.unet import UNet
+from sdjax.vae import VAE
 
 RECIPE = Recipe(steps=12, batch=4, learning_rate=0.1, warmup=2, save_every=4, ema=0.5)
 
@@ -60,8 +63,7 @@ def learn(folder, recipe=RECIPE, die_at=None, die=interrupt, slope=3.0, begin=0.
     def loss(parameters, _, batch, key):
         return jnp.mean((nnx.merge(graph, parameters).a[...] * batch["x"] - batch["y"]) ** 2)
 
-    trained = fit(recipe, parameters, loss, batch_at, folder, name="line", watch=watch)
-    return np.asarray(nnx.merge(graph, trained).a[...])
+    return np.asarray(fit(recipe, graph, parameters, loss, batch_at, folder, name="line", watch=watch).a[...])
 
 
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
@@ -90,7 +92,7 @@ def test_a_run_by_muon_goes_on_as_if_it_had_not_stopped(tmp_path):
             return {"x": step_rng(0, step).standard_normal((4, 16), np.float32)}
 
         loss = lambda parameters, _, batch, key: jnp.mean((nnx.merge(graph, parameters)(batch["x"]) - batch["x"]) ** 2)
-        return jax.tree.leaves(fit(recipe, parameters, loss, batch_at, folder, name="square"))
+        return jax.tree.leaves(nnx.state(fit(recipe, graph, parameters, loss, batch_at, folder, name="square")))
 
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "killed", die_at=10)
@@ -127,9 +129,9 @@ def test_steps_may_change_until_the_learning_rate_falls(tmp_path):
 
 def test_what_was_seen_at_a_checkpoint_can_be_kept(tmp_path):
     kept = []
-    learn(tmp_path, watch=lambda step, average: kept.append((step, jax.tree.leaves(average)[0])))
+    learn(tmp_path, watch=lambda step, network: kept.append((step, float(network.a[0]))))
     assert [step for step, _ in kept] == [4, 8, 12]
-    assert len({float(a[0]) for _, a in kept}) == 3
+    assert len({a for _, a in kept}) == 3
 
 
 def test_a_run_draws_its_loss(tmp_path):
@@ -163,6 +165,21 @@ def test_muon_steps_alike_in_every_direction_of_a_wide_kernel_and_adam_steps_the
         assert sizes.max() / sizes.min() < 1.01
 
 
+@pytest.mark.parametrize("build", [
+    lambda rngs: VAE(tiny().vae, rngs=rngs), lambda rngs: UNet(tiny().unet, rngs=rngs),
+    lambda rngs: clip.CLIP(tiny().text, tiny().vision, rngs=rngs),
+])
+def test_muon_takes_the_kernels_between_wide_layers_of_every_network(build):
+    _, parameters = tree.abstract(build)
+    optimiser = dataclasses.replace(RECIPE, muon=True).optimiser()
+    changes, _ = jax.eval_shape(lambda p: optimiser.update(p, optimiser.init(p), p), parameters)
+    assert [x.shape for x in jax.tree.leaves(changes)] == [x.shape for x in jax.tree.leaves(parameters)]
+    size = lambda p: sum(x.size for x in jax.tree.leaves(p))
+    axes = jax.tree.leaves(_matrices(parameters), is_leaf=lambda x: x is None or isinstance(x, tuple))
+    taken = [x for x, its in zip(jax.tree.leaves(parameters), axes, strict=True) if its is not None]
+    assert size(taken) > 0.8 * size(parameters)  # the rest is embeddings, norms, biases and ends
+
+
 def test_the_loss_falls(tmp_path):
     assert abs(learn(tmp_path, dataclasses.replace(RECIPE, steps=200, save_every=200))[0] - 3.0) < 0.1
 
@@ -170,8 +187,8 @@ def test_the_loss_falls(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     graph, parameters = nnx.split(Line())
     with pytest.raises(FloatingPointError, match="loss is nan"):
-        fit(RECIPE, parameters, lambda p, *_: jnp.sum(nnx.merge(graph, p).a[...]) * jnp.nan, lambda _: {}, tmp_path,
-            name="bad")
+        fit(RECIPE, graph, parameters, lambda p, *_: jnp.sum(nnx.merge(graph, p).a[...]) * jnp.nan, lambda _: {},
+            tmp_path, name="bad")
 
 
 def test_the_learning_rate_rises_holds_and_falls():
@@ -270,8 +287,8 @@ def test_kernels_begin_as_flax_would_draw_them():
 def numbered(monkeypatch, module, **given):
     """The first batch of a training whose picture i is all i, the rows that it took, and what `given` replaced."""
     batches = []
-    monkeypatch.setattr(module, "fit", lambda recipe, start, loss, batch_at, *rest, **options: batches.append(
-        batch_at(0)) or start)
+    monkeypatch.setattr(module, "fit", lambda recipe, graph, start, loss, batch_at, *rest, **options: batches.append(
+        batch_at(0)) or nnx.merge(graph, start))
     for name, function in given.items():
         monkeypatch.setattr(module, name, function)
     pictures = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 8, 8, 3))

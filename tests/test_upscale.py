@@ -67,8 +67,12 @@ def test_a_picture_larger_than_a_tile_is_drawn_in_tiles_and_keeps_its_size(sd):
     assert drawn.shape == (1, 80, 48, 3) and np.abs(drawn).max() <= 1.0 + 1e-6
     # The first rows are seen by the first tile alone: they are what it draws.
     padded = np.pad(large, ((0, 0), (0, 4), (0, 0)), "edge")
-    first = sd._run(crop(upscale(sd, "a cone", padded, steps=2), tiles(20, 16, 16, 2)[0]))
+    corners, told = tiles(20, 16, 16, 2), []
+    first, last = (sd._run(crop(upscale(sd, "a cone", padded, steps=2), corners[i])) for i in (0, -1))
     assert np.allclose(drawn[:, :16], first[:, :16, :48], atol=1e-5)
+    assert np.allclose(drawn[:, 64:], last[:, 48:, :48], atol=1e-5)  # and the last ones by the last
+    sd.upscale("a cone", large, steps=2, tile=16, watch=lambda done, of: told.append((done, of)))
+    assert told == [(1, 2), (2, 2)] and len(corners) == 2
 
 
 def test_an_upscaler_survives_every_layout(sd, tmp_path):

@@ -3,9 +3,11 @@
 `make tpu-check` asks the compiler in the package libtpu, which runs on any Linux machine, for the whole program (text
 encoder, loop, VAE) of a model loaded as bfloat16, on one chip of a TPU v5e and on meshes of them. It prints what the
 compiler says: bytes for weights and inputs, bytes for everything between, bytes moved, and exchanges between chips. It
-fails where a chip's 16 GB are too few, or where the chips talk. With --unet it asks for one forward pass of SD 1.5's
-UNet first, and fails where attention keeps its logits: in the plain graph they and what is made of them take 2.2 GB.
+fails where a chip's 16 GB are too few, or where the chips talk. First it asks for attention alone, at the finest level
+of SD 1.5, and fails where the logits, a gigabyte, are kept; with --unet for one forward pass of its UNet too, which
+keeps 2.2 GB in the plain graph.
 
+    python tests/tpu_check.py tiny --chips 1            # a minute
     python tests/tpu_check.py tiny --chips 1 --unet     # five minutes
     python tests/tpu_check.py sd1 sd2-768 --chips 1 4 8 # an hour
 """
@@ -33,6 +35,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sdjax import pipeline, samplers
+from sdjax.attention import attend
 from sdjax.checkpoint import tree
 from sdjax.clip import TextEncoder
 from sdjax.config import ModelConfig, sd1, sd2, tiny
@@ -99,6 +102,18 @@ def mesh_of(chips: int) -> Mesh:
     return Mesh(np.array(found[:chips]), (PICTURES,), axis_types=(AxisType.Auto,))
 
 
+def check_attention() -> bool:
+    """Compiles attention as SD 1.5's finest level has it, for two latents; whether it keeps less than its logits."""
+    c, side = sd1(), sd1().image_size // sd1().vae.factor
+    heads, place = c.unet.heads[0], NamedSharding(mesh_of(1), P())
+    q = jax.ShapeDtypeStruct((2, heads, side**2, c.unet.channels[0] // heads), jnp.bfloat16, sharding=place)
+    kept = compiled()(attend).lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
+    logits = 4 * 2 * heads * side**4
+    print(f"sd1      attention of {side**2} tokens: {kept / 1e9:.2f} GB between, at most a tenth of its logits, "
+          f"{logits / 1e9:.2f}", flush=True)
+    return kept <= logits / 10
+
+
 def check_unet() -> bool:
     """Compiles one forward pass of SD 1.5's UNet for two latents; whether it keeps little enough."""
     c, place = sd1(), NamedSharding(mesh_of(1), P())
@@ -145,7 +160,7 @@ def main() -> None:
     if importlib.util.find_spec("libtpu") is None:
         print('tpu-check: skipped, libtpu is not installed; pip install ".[tpu]"')
         return
-    fits = [check_unet()] if given.unet else []
+    fits = [check_attention(), *([check_unet()] if given.unet else [])]
     fits += [check(name, chips, given.pictures) for name in given.models for chips in given.chips]
     sys.exit(0 if all(fits) else "tpu-check: a program above needs too much memory, or its chips talk")
 

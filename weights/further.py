@@ -70,7 +70,7 @@ def go_on(sd, latents, folder, recipe):
         target = target.at[1::2].set(jnp.where(own, wanted, target[1::2]))
         return jnp.mean((nnx.merge(graph, parameters)(x, t, text) - target) ** 2)
 
-    return nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="unet", frozen=text_parameters))
+    return fit(recipe, graph, parameters, loss, batch_at, folder, name="unet", frozen=text_parameters)
 
 
 if __name__ == "__main__":

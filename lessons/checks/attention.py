@@ -58,4 +58,6 @@ def check_shares_made(answer) -> bool:
         return report(False, "a map of side s has s * s places.")
     if found == 64 * (64 + 77) + 16 * (16 + 77):
         return report(False, "every head makes shares of its own.")
-    return report(found == right, f"found {found}, expected {right} for maps of 8 x 8 and 4 x 4 with 4 and 6 heads.")
+    if found != right:
+        return report(False, f"found {found}, expected {right} for maps of 8 x 8 and 4 x 4 with 4 and 6 heads.")
+    return report(answer([2], [3], 10) == 3 * 4 * (4 + 10), "right for 77 tokens; `tokens` may be another number.")

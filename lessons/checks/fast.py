@@ -39,13 +39,17 @@ def check_bytes_of_logits(answer) -> bool:
 
 def check_programs_needed(answer) -> bool:
     base = {"height": 512, "width": 512, "num_images": 1, "steps": 50, "guidance_scale": 7.5, "seed": 0}
-    requests = [base, base | {"seed": 1}, base | {"guidance_scale": 5.0}, base | {"steps": 20}, base | {"width": 768},
-                base | {"num_images": 4}, base | {"num_images": 4, "seed": 9}, base | {"height": 768}]
+    # So many seeds and scales that no other choice of settings comes to the same number.
+    requests = [base | {"seed": i} for i in range(12)] + [base | {"guidance_scale": 1.5 + i} for i in range(12)] + [
+        base | {"steps": 20}, base | {"width": 768}, base | {"num_images": 4}, base | {"num_images": 4, "seed": 9},
+        base | {"height": 768},
+    ]
     found = answer(requests)
     if found is ...:
         return report(False, "count the different sets of those settings that are shapes.")
     return report(found == 5, {
-        8: "found 8, one for each request; values such as the seed do not compile anew.",
-        4: "found 4; is a picture of 512 x 768 the same shape as one of 768 x 512? And does the batch count?",
+        len(requests): "one for each request; values such as the seed do not compile anew.",
+        4: "found 4; is a picture of 512 x 768 the same shape as one of 768 x 512? Does the batch count? And the "
+           "number of steps, is there an array of that length?",
         1: "found 1; a program fits one shape only.",
     }.get(found, f"found {found}; which of the settings change the shape of an array in the loop?"))

@@ -18,7 +18,10 @@ def check_drop(answer) -> bool:
     dropped = sum(said == "" for said in found)
     if dropped in (0, len(captions)):
         return report(False, f"{dropped} of {len(captions)} left out; draw a number for each caption, not for all.")
-    return report(300 < dropped < 500, f"{dropped} of {len(captions)} were left out, expected about a tenth.")
+    if not 300 < dropped < 500:
+        return report(False, f"{dropped} of {len(captions)} were left out, expected about a tenth.")
+    half = sum(said == "" for said in answer(list(captions), 0.5, np.random.default_rng(0)))
+    return report(1800 < half < 2200, f"with a share of a half {half} of {len(captions)} were left out.")
 
 
 def check_averaged(answer) -> bool:
@@ -56,6 +59,8 @@ def check_v_loss(answer) -> bool:
         return report(False, "the network saw the clean pictures; noise them first.")
     if not np.allclose(seen[0][0], x):
         return report(False, "the network should see sqrt(a) x0 + sqrt(1 - a) eps.")
+    if not np.array_equal(seen[0][1], t):
+        return report(False, "the network is told the timesteps `t`, not the shares `a`.")
     if not np.isclose(found, 0.0):
         return report(False, "a network that answers v exactly has the loss 0; v is sqrt(a) eps - sqrt(1 - a) x0.")
     blind = answer(lambda x, t: np.zeros_like(x), x0, eps, t, a)

@@ -62,4 +62,8 @@ def check_skip_widths(answer) -> bool:
     if len(found) != len(right):
         return report(False, f"found {len(found)} skips for SD 1.x, expected {len(right)}: each level keeps its input "
                       "and what each of its blocks gives.")
-    return report(found == right, f"found {found}. The input of a level has the width of the level above it.")
+    if found != right:
+        return report(False, f"found {found}. The input of a level has the width of the level above it.")
+    other = list(answer((64, 192, 128), 1))
+    return report(other == [128, 192, 192, 64, 64, 64],
+                  f"right for SD 1.x; for channels of 64, 192, 128 and one block a level found {other}.")

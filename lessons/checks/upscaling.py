@@ -41,6 +41,8 @@ def check_tile_starts(answer) -> bool:
                           "them evenly.")
         asked = f"length {length}, side {side}, overlap {overlap}: found {list(found)}"
         starts = [int(s) for s in found]
+        if starts != list(found):
+            return report(False, f"{asked}; a tile begins at a whole pixel.")
         if length == side:
             return report(starts == [0], f"{asked}; one tile covers it.")
         if starts[0] != 0:
@@ -74,7 +76,9 @@ def check_joined(answer) -> bool:
         return report(False, f"the overlap is {row[4:8].round(2).tolist()}; that is a step, or a mean, not a slope.")
     if np.any(np.diff(row) < 0):
         return report(False, f"found {row.round(2).tolist()}: turned round, the left tile should fade out.")
-    even = np.allclose(np.diff(row[4:8], 2), 0)
-    alike = np.allclose(answer(right, right, 4), 1)
-    return report(bool(even and alike), f"the overlap is {row[4:8].round(2).tolist()}; it should rise evenly, and two "
-                  "tiles that agree should stay as they are.")
+    if not np.allclose(np.diff(row[4:8], 2), 0) or row[4] > 0.25 or row[7] < 0.75:
+        return report(False, f"the overlap is {row[4:8].round(2).tolist()}; it should rise evenly, from nearly 0 to "
+                      "nearly 1.")
+    whole = np.broadcast_to(np.arange(12.0)[None, :, None], (2, 12, 3))
+    return report(np.allclose(answer(whole[:, :8], whole[:, 4:], 4), whole), "two tiles cut from one picture should "
+                  "give it back; do the last columns of the left meet the first of the right?")

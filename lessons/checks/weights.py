@@ -41,6 +41,9 @@ def check_to_jax(answer) -> bool:
         return report(False, f"a kernel (5, 4, 3, 2) gave {np.shape(found)}, expected (3, 2, 4, 5).")
     if not np.allclose(found, kernel.transpose(2, 3, 1, 0)):
         return report(False, "the shape is right, but the numbers are not in their places: transpose, do not reshape.")
+    found = answer(matrix, matrix=True)
+    if np.shape(found) != (4, 5):
+        return report(False, f"a matrix (5, 4) with matrix=True gave {np.shape(found)}, expected (4, 5).")
     if np.shape(answer(thin)) != (1, 1, 4, 5):
         return report(False, "without matrix=True a kernel of 1 x 1 stays a kernel.")
     found = answer(thin, matrix=True)
@@ -50,8 +53,11 @@ def check_to_jax(answer) -> bool:
 
 def check_family(answer) -> bool:
     block = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn2.to_{}.weight"
-    sd1 = {block.format(1, "q"): (320, 320), block.format(1, "k"): (320, 768), block.format(7, "k"): (1280, 768)}
-    sd2 = {block.format(1, "q"): (320, 320), block.format(1, "k"): (320, 1024), block.format(7, "k"): (1280, 1024)}
+    proj = "model.diffusion_model.input_blocks.1.1.proj_in.weight"
+    sd1 = {block.format(1, "q"): (320, 320), block.format(1, "k"): (320, 768), block.format(7, "k"): (1280, 768),
+           proj: (320, 320, 1, 1), "cond_stage_model.transformer.text_model.final_layer_norm.weight": (768,)}
+    sd2 = {block.format(1, "q"): (320, 320), block.format(1, "k"): (320, 1024), block.format(7, "k"): (1280, 1024),
+           proj: (320, 320), "cond_stage_model.model.ln_final.weight": (1024,)}
     found = answer(sd1), answer(sd2)
     if ... in found:
         return report(False, "the keys of cross-attention, attn2.to_k, are made from the text; how wide is that?")

@@ -17,7 +17,7 @@ from sdjax.checkpoint.reader import write_safetensors
 from sdjax.config import DiffusionConfig, MidasConfig, ModelConfig, TextConfig, VisionConfig, to_dict, x4_upscaler
 from sdjax.hardware import Network
 from sdjax.pipeline import StableDiffusion
-from sdjax.tokenizer import END, START, Tokenizer, _base_names
+from sdjax.tokenizer import END, START, Tokenizer, base_names
 
 CLASSES = {
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -225,7 +225,7 @@ def _write_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir()
     merges = "\n".join(["#version: 0.2", *tokenizer.merges])
     (folder / "merges.txt").write_text(f"{merges}\n", encoding="utf-8")
-    names = [*_base_names(), *(merge.replace(" ", "") for merge in tokenizer.merges), START, END]
+    names = [*base_names(), *(merge.replace(" ", "") for merge in tokenizer.merges), START, END]
     write_json(folder / "vocab.json", {name: i for i, name in enumerate(names)})
     special = {
         "bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END if tokenizer.padding == "eos" else "!",

@@ -44,6 +44,7 @@ def load_clip(path: str | Path, dtype: Any = "float32") -> CLIP:
     `path`: the folder of a CLIPModel of transformers; the one file of clip-vit-large-patch14; a folder that `save`
     wrote, where it has an image encoder. InputError as `load`.
     """
+    quiet_cpu()
     dtype, path = as_dtype(dtype), Path(path)
     tokenizer, parts = _opened_clip(path)
     require_fit(path, "CLIP", [line for part in parts.values() for line in part.problems()])

@@ -31,7 +31,7 @@ def main() -> None:
     except Exception as error:
         # typer's own errors (no such option, not a number) have no public base class, but all have this method.
         usage = getattr(error, "format_message", None)
-        if usage is None and not isinstance(error, (InputError, FloatingPointError)):
+        if usage is None and not isinstance(error, (InputError, FloatingPointError, OSError)):
             raise
         message = f"{usage()} See `sdjax --help`." if usage else str(error)
         print(f"sdjax: {' '.join(message.split())}", file=sys.stderr)

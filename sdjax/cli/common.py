@@ -69,7 +69,12 @@ def read_size(size: str | None) -> list[int] | None:
     match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)
     if not match:
         raise InputError(f"--size: found {size!r}, expected HEIGHTxWIDTH such as 512x768")
-    return [int(match[1]), int(match[2])]
+    from sdjax.images import MAX_PIXELS
+
+    height, width = int(match[1]), int(match[2])
+    if height * width > MAX_PIXELS:
+        raise InputError(f"--size: found {size}, expected at most {MAX_PIXELS:,} pixels")
+    return [height, width]
 
 
 def make_folder(out: Path) -> list[str]:

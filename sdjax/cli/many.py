@@ -95,6 +95,8 @@ def draw_lines(
 
     InputError where a picture is there that remembers other settings.
     """
+    own = sd.config.image_size
+    settings = settings | {side: settings.get(side) or own for side in ("height", "width")}
     about = ("command", "dtype", "model", "weights")
     options = {name: value for name, value in settings.items() if name not in ("prompt", *about)}
     left = []

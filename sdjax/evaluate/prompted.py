@@ -18,6 +18,7 @@ CAPTIONS = 64  # among which CLIP must find the right one
 
 
 def judge(trial: Trial) -> list[Row]:
+    """How well the judge reads renders: what all the drawn figures hang on."""
     scenes, seen, times = trial.scenes(None), [], []
     for _, some in trial.batches(scenes, 64):
         pictures = as_pictures(render_batch(some)[0], "renders")
@@ -40,6 +41,7 @@ def _in_place(found: list[Seen], scene: Scene) -> bool:
 
 
 def vae(trial: Trial) -> list[Row]:
+    """How well the VAE rebuilds fresh scenes."""
     scenes, decibels = trial.scenes(None), []
     for _, some in trial.batches(scenes):
         pictures = as_pictures(render_batch(some)[0], "renders")
@@ -49,6 +51,7 @@ def vae(trial: Trial) -> list[Row]:
 
 
 def clip(trial: Trial) -> list[Row]:
+    """How well CLIP tells right captions from wrong ones."""
     right: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
     for scenes in _groups(trial):
         pictures = as_pictures(render_batch(scenes)[0], "renders")
@@ -93,6 +96,7 @@ def _groups(trial: Trial) -> Iterator[list[Scene]]:
 
 
 def one(trial: Trial) -> list[Row]:
+    """Prompts with one solid."""
     verdicts, run = trial.verdicts(Drawing(1)), trial.how()
     return [
         share("one object: colour and shape", [v.objects for v in verdicts], run),
@@ -101,10 +105,12 @@ def one(trial: Trial) -> list[Row]:
 
 
 def two(trial: Trial) -> list[Row]:
+    """Prompts with two solids."""
     return _pairs(trial, Drawing(2), "two objects")
 
 
 def held_out(trial: Trial) -> list[Row]:
+    """Prompts with two solids whose combination no training has shown."""
     return _pairs(trial, Drawing(2, held_out=True), "held-out pairs")
 
 
@@ -117,10 +123,12 @@ def _pairs(trial: Trial, drawing: Drawing, name: str) -> list[Row]:
 
 
 def turkish(trial: Trial) -> list[Row]:
+    """The same prompts in Turkish, against English."""
     return _against(trial, "Turkish", "English", {"language": "tr"}, trial.how())
 
 
 def fast(trial: Trial) -> list[Row]:
+    """The same prompts by the fast solver, against the usual one."""
     sampler, steps = FAST
     name, usual = f"{steps} steps of {sampler}", f"{trial.steps} of {trial.sampler}"
     return _against(trial, name, usual, {"fast": True}, trial.how(fast=True))

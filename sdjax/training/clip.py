@@ -165,5 +165,5 @@ def train(
         told = jnp.sum(error**2) / jnp.sum(asked[..., 0])
         return contrastive_loss(similarity, clip.logit_scale[...]) + told
 
-    clip = nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="clip"))
+    clip = fit(recipe, graph, parameters, loss, batch_at, folder, name="clip")
     return clip.text, clip.image

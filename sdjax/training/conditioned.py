@@ -44,7 +44,7 @@ LOUD = 0.5
 CROP, SQUARES = 16, 0.73
 SECOND = 1_000_000  # added to the seed for those: another, or batches come again, and one that nobody will give next
 WHOLE = dataclasses.replace(UPSCALE, batch=8, learning_rate=1.5e-3, warmup=50, decay=0.9, ema=0.995)
-VAE_RECIPE = dataclasses.replace(vae.RECIPE, decay=0.8, muon=True)
+VAE_RECIPE = dataclasses.replace(vae.RECIPE, steps=1400, learning_rate=2e-3, decay=0.8)
 
 
 def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, start: Path | None = None) -> None:
@@ -105,7 +105,7 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
                 config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
             ))
         coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
-    scale = vae.latent_scale(unet.encode(coder, pictures[:500]).mean)
+    scale = vae.latent_scale(vae.encode(coder, pictures[:500]).mean)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     small, coder = data.to_float(shrunk(pictures)), VAENetwork.of(coder)
     whole = dataclasses.replace(WHOLE, steps=recipe.steps, seed=recipe.seed)

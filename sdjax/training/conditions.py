@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from sdjax.checkpoint import tree
 from sdjax.config import UNetConfig
-from sdjax.images import spread
+from sdjax.images import normalised_depth
 from sdjax.midas import resized
 from sdjax.toyworld import Scene, nearness, render, screen_box
 from sdjax.toyworld.scene import between, pick
 from sdjax.training.data import step_rng
-from sdjax.training.unet import encode
+from sdjax.training.vae import encode
 from sdjax.unet import UNet
 from sdjax.vae import VAE
 
@@ -60,7 +60,7 @@ def holes(
 def depths(scenes: Sequence[Scene], side: int) -> np.ndarray:
     """The true inverse depth of each scene from -1 to 1, float32 [n, side, side, 1]."""
     return np.concatenate([
-        spread(np.asarray(resized(nearness(render(scene)[1])[None, :, :, None], (side, side), "bicubic")))
+        normalised_depth(np.asarray(resized(nearness(render(scene)[1])[None, :, :, None], (side, side), "bicubic")))
         for scene in tqdm(scenes, desc="depths", unit="scene", dynamic_ncols=True)
     ]).astype(np.float32)
 

@@ -43,7 +43,7 @@ def train(pictures: np.ndarray, folder: Path, recipe: Recipe = RECIPE) -> Judge:
         night = optax.sigmoid_binary_cross_entropy(grid.night, batch["night"])
         return jnp.mean(jnp.sum(cells, axis=(1, 2)) + night)
 
-    return Judge(nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="judge")))
+    return Judge(fit(recipe, graph, parameters, loss, batch_at, folder, name="judge"))
 
 
 def answers(scenes: Sequence[Scene]) -> dict[str, np.ndarray]:

@@ -93,6 +93,7 @@ def _matrices(parameters: nnx.State) -> Any:
 
 def fit(
     recipe: Recipe,
+    graph: nnx.GraphDef,
     parameters: nnx.State,
     loss: Loss,
     batch_at: Callable[[int], Batch],
@@ -100,12 +101,12 @@ def fit(
     *,
     name: str,
     frozen: Any = None,
-    watch: Callable[[int, nnx.State], None] | None = None,
-) -> nnx.State:
-    """Trains and returns the averaged parameters; goes on from the checkpoint in `folder` if there is one.
+    watch: Callable[[int, Any], None] | None = None,
+) -> Any:
+    """Trains and returns the network with averaged parameters; goes on from the checkpoint in `folder` if there is one.
 
     `batch_at(step)` makes the batch of a step, in a thread that works ahead; `frozen` is passed to the loss as
-    it is (a text encoder, say); `watch(step, average)` is called at every checkpoint. Raises InputError if the
+    it is (a text encoder, say); `watch(step, network)` is called at every checkpoint. Raises InputError if the
     folder holds a run of another recipe, beginning or data, FloatingPointError if the loss is not finite.
     """
     optimiser = recipe.optimiser()
@@ -148,8 +149,9 @@ def fit(
                 _save(folder / CHECKPOINT, recipe, made_of, step + 1, tuple(tree))
                 plots.loss_curve(folder / LOG, folder / CURVE, name)
                 if watch:
-                    watch(step + 1, jax.tree.map(jnp.copy, tree[1]))  # a copy, to keep: the next step takes the memory
-    return tree[1]
+                    # A copy, to keep: the next step takes the memory.
+                    watch(step + 1, nnx.merge(graph, jax.tree.map(jnp.copy, tree[1])))
+    return nnx.merge(graph, tree[1])
 
 
 def _ahead(batch_at: Callable[[int], Batch], steps: range, depth: int = 4) -> Iterator[tuple[int, Batch]]:

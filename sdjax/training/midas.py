@@ -50,5 +50,4 @@ def train(
     def loss(parameters, _, batch: dict[str, Array], key: jax.Array) -> Array:
         return invariant_loss(nnx.merge(graph, parameters)(batch["pictures"]), batch["depths"])
 
-    seen = (lambda step, average: watch(step, nnx.merge(graph, average))) if watch else None
-    return nnx.merge(graph, fit(recipe, parameters, loss, batch_at, folder, name="midas", watch=seen))
+    return fit(recipe, graph, parameters, loss, batch_at, folder, name="midas", watch=watch)

@@ -14,7 +14,7 @@ from flax import nnx
 from sdjax.checkpoint import tree
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.errors import InputError
-from sdjax.training.unet import encode
+from sdjax.training.vae import encode
 from sdjax.vae import VAE, Posterior
 
 

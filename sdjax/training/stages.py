@@ -89,7 +89,7 @@ def train_vae(run: Path, recipe: Recipe = vae.RECIPE, scenes: int = SCENES) -> N
         write_png(run / "vae" / f"{step:06}.png", grid(np.concatenate([shown, to_uint8(rebuilt)]), columns=8), None)
 
     trained = vae.train(tiny().vae, pictures, run / "vae", recipe, watch=draw)
-    scale = vae.latent_scale(unet.encode(trained, pictures[:500]).mean)
+    scale = vae.latent_scale(vae.encode(trained, pictures[:500]).mean)
     write_module(run / "vae.safetensors", trained, {"scale": repr(scale)})
 
 

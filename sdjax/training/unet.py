@@ -9,34 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from sdjax.clip import TextEncoder
 from sdjax.config import DiffusionConfig, UNetConfig
 from sdjax.diffusion import add_noise, alphas, training_pair
-from sdjax.hardware import compiled
 from sdjax.request import MOST_NOISE
 from sdjax.tokenizer import Tokenizer
-from sdjax.training.data import captions, step_rng, to_float, train_scene
+from sdjax.training.data import captions, step_rng, train_scene
 from sdjax.training.loop import Recipe, fit
 from sdjax.unet import UNet
-from sdjax.vae import VAE, Posterior
+from sdjax.vae import Posterior
 
-RECIPE = Recipe(steps=3800, batch=16, learning_rate=3e-3, decay=0.5, muon=True, save_every=500)
+RECIPE = Recipe(steps=7600, batch=16, learning_rate=3e-3, decay=0.5, muon=True, save_every=500)
 # Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
 DROP = 0.1
-
-
-def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
-    """The posteriors of uint8 pictures [n, H, W, 3], as NumPy float32; the VAE never changes, so once is enough."""
-    graph, parameters = nnx.split(vae)
-    encoder = compiled()(lambda p, x: nnx.merge(graph, p).encode(x))
-    parts = []
-    for i in tqdm(range(0, len(pictures), batch), desc="encoding", unit="batch", dynamic_ncols=True):
-        rows = pictures[i : i + batch]
-        padded = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows), axis=0)])  # one compiled shape
-        parts.append([np.asarray(x)[: len(rows)] for x in encoder(parameters, to_float(padded))])
-    return Posterior(*(np.concatenate(x) for x in zip(*parts)))
 
 
 def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig) -> jax.Array:
@@ -118,6 +104,4 @@ def train(
         error = jnp.mean((nnx.merge(graph, parameters)(x, t, text, classes) - target) ** 2, axis=(1, 2, 3))
         return jnp.mean(weight * error)
 
-    seen = (lambda step, average: watch(step, nnx.merge(graph, average))) if watch else None
-    trained = fit(recipe, parameters, loss, batch_at, folder, name="unet", frozen=text_parameters, watch=seen)
-    return nnx.merge(graph, trained)
+    return fit(recipe, graph, parameters, loss, batch_at, folder, name="unet", frozen=text_parameters, watch=watch)

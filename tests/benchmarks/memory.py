@@ -1,21 +1,25 @@
-"""How much memory decoding and encoding of a 1024 x 1024 picture takes, above weights and everything loaded before.
+"""How much memory large pictures take, above the weights and everything loaded before: decoded, encoded, upscaled.
 
-    python tests/benchmarks/memory.py
+    python tests/benchmarks/memory.py [MODEL WAY]      (MODEL and WAY as in BOUNDS; all in turn without)
 
-The small VAE that ships, and that of SD 1.x with random weights, float32 on the CPU, each in a process of its own,
-whose largest resident size the system keeps. Fails where one takes more than its bound in BOUNDS, which README states.
+The small models that ship, and released architectures with random weights, float32 on the CPU, each in a process of its
+own, whose largest resident size the system keeps. Fails where one takes more than its bound, which README states.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-SIDE = 1024
-BOUNDS = {"tiny": 0.5e9, "sd1": 2.0e9}  # bytes
+SIDES = {"decode": 1024, "encode": 1024, "upscale": 800}  # of the large picture, in pixels
+BOUNDS = {  # bytes
+    ("tiny", "decode"): 0.5e9, ("tiny", "encode"): 0.5e9, ("tiny-upscaler", "upscale"): 1.0e9,
+    ("sd1", "decode"): 2.0e9, ("sd1", "encode"): 2.0e9, ("x4-upscaler", "upscale"): 6.0e9,
+}
 
 
 def held() -> int:
@@ -23,42 +27,47 @@ def held() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(name: str, way: str) -> None:
-    """Prints how many bytes more the process held at most while it decoded or encoded."""
+def measure(name: str, way: str) -> int:
+    """How many bytes more this process held at most while it made the large picture, or took it in."""
     import jax
     import numpy as np
 
     import sdjax
     from sdjax import bench
-    from sdjax.config import sd1
+    from sdjax.config import PRESETS
     from sdjax.hardware import prepare
 
     prepare()
-    sd = sdjax.load("weights/tiny") if name == "tiny" else bench.random_model(sd1())
-    jax.block_until_ready(sd.vae.state)
-    f, draw = sd.config.vae.factor, np.random.default_rng(0)
-    latents = draw.standard_normal((1, SIDE // f, SIDE // f, 4), np.float32)
-    picture = draw.uniform(-1, 1, (1, SIDE, SIDE, 3)).astype(np.float32)
+    shipped = Path("weights", name)
+    sd = sdjax.load(shipped) if shipped.exists() else bench.random_model(PRESETS[name]())
+    jax.block_until_ready((sd.text_encoder.state, sd.unet.state, sd.vae.state))
+    side, draw = SIDES[way], np.random.default_rng(0)
+    f = 4 if way == "upscale" else sd.config.vae.factor
+    picture = lambda side: draw.uniform(-1, 1, (1, side, side, 3)).astype(np.float32)
+    given = draw.standard_normal((1, side // f, side // f, 4), np.float32) if way == "decode" else picture(
+        side // f if way == "upscale" else side)
     before = held()
-    sd.to_pictures(latents) if way == "decode" else sd.to_posterior(picture)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    if way == "upscale":
+        sd.upscale("", given, steps=1, guidance_scale=1.0)  # in tiles; no step takes more than the first
+    else:
+        (sd.to_pictures if way == "decode" else sd.to_posterior)(given)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
-def main() -> None:
-    if len(sys.argv) == 3:
-        return measure(*sys.argv[1:])
+def main(asked: list[str]) -> None:
+    if asked and tuple(asked) not in BOUNDS:
+        sys.exit(f"memory: found {' '.join(asked)}, expected one of {', '.join(map(' '.join, BOUNDS))}")
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # what compiling holds counts too
     too_much = []
-    for name, bound in BOUNDS.items():
-        for way in ("decode", "encode"):
-            asked = [sys.executable, __file__, name, way]
-            # Without a cache of compiled programs: what compiling holds counts too.
-            environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-            done = subprocess.run(asked, env=environment, capture_output=True, check=True)
-            more = int(done.stdout.split()[-1])
-            print(f"{name:5} {way}: {more / 1e9:.2f} GB, at most {bound / 1e9:.1f}", flush=True)
-            too_much += [name] if more > bound else []
-    sys.exit("memory: a VAE above took more than its bound" if too_much else 0)
+    for (name, way), bound in BOUNDS.items():
+        if asked and asked != [name, way]:
+            continue
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            more = alone.submit(measure, name, way).result()
+        print(f"{name:13} {way}, {SIDES[way]} px: {more / 1e9:.2f} GB, at most {bound / 1e9:.1f}", flush=True)
+        too_much += [f"{name} {way}"] if more > bound else []
+    sys.exit(f"memory: more than its bound: {', '.join(too_much)}" if too_much else 0)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
