@@ -109,8 +109,8 @@ def check_attention() -> bool:
     q = jax.ShapeDtypeStruct((2, heads, side**2, c.unet.channels[0] // heads), jnp.bfloat16, sharding=place)
     kept = compiled()(attend).lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
     logits = 4 * 2 * heads * side**4
-    print(f"sd1      attention of {side**2} tokens: {kept / 1e9:.2f} GB between, at most a tenth of its logits, "
-          f"{logits / 1e9:.2f}", flush=True)
+    print(f"sd1      attention of {side**2} tokens: {kept / 1e6:.1f} MB between, at most a tenth of its logits, "
+          f"{logits / 1e6:.0f} MB", flush=True)
     return kept <= logits / 10
 
 
