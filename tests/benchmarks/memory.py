@@ -18,7 +18,7 @@ from pathlib import Path
 SIDES = {"decode": 1024, "encode": 1024, "upscale": 800}  # of the large picture, in pixels
 BOUNDS = {  # bytes
     ("tiny", "decode"): 0.5e9, ("tiny", "encode"): 0.5e9, ("tiny-upscaler", "upscale"): 1.0e9,
-    ("sd1", "decode"): 2.0e9, ("sd1", "encode"): 2.0e9, ("x4-upscaler", "upscale"): 6.0e9,
+    ("sd1", "decode"): 2.0e9, ("sd1", "encode"): 2.0e9, ("x4-upscaler", "upscale"): 2.5e9,
 }
 
 
