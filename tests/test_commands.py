@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from small_models import DEPTH, OPENAI, UPSCALER, model
 
 import sdjax
 from sdjax.checkpoint.export import to_original
+from sdjax.cli import drawing
 from sdjax.images import read_settings
 
 
@@ -43,6 +45,21 @@ def test_pictures_come_one_after_the_other_and_are_those_of_a_batch(run, weights
     for i in (1, 2, 3):
         one, two, many = (np.asarray(Image.open(f"{out}/000{i}-red.png"), int) for out in ("one", "two", "many"))
         assert np.abs(one - two).max() <= 1 and np.abs(one - many).max() <= 1
+
+
+def test_what_was_drawn_before_an_interrupt_stays(run, weights, monkeypatch):
+    path, asked, draw = weights(OPENAI), [], drawing.with_bar
+
+    def once(*given):
+        asked.append(given)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        return draw(*given)
+
+    monkeypatch.setattr(drawing, "with_bar", once)
+    code, said, err = run("txt2img", "red", "--model", path, "--steps", "1", "--count", "3", "--out", "out")
+    assert code == 130 and said.split() == ["out/0001-red.png"] and "stopped" in err
+    assert os.listdir("out") == ["0001-red.png"] and size("out/0001-red.png") == (16, 16)
 
 
 def test_a_large_picture_is_enlarged_in_tiles(run, weights):

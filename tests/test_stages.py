@@ -42,7 +42,7 @@ def run(tmp_path_factory):
         patch.setattr(stages, "CORPUS", 100)
         for name, stage in STAGES.items():
             if stage:
-                # Not by Muon, which takes most of a minute to compile; tests/test_training.py has it.
+                # Not by Muon, which takes longer to compile; tests/test_training.py has it on these networks.
                 patch.setattr(stage, "RECIPE", dataclasses.replace(stage.RECIPE, batch=BATCH, muon=False))
             stages.run_stage(name, folder, steps=1, scenes=SCENES)
     return folder

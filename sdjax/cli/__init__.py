@@ -21,7 +21,8 @@ for part in (draw, weights, toyworld, bench):
 def main() -> None:
     """Runs the command line: 0 when done, 2 with one line on stderr for wrong input, 130 when interrupted."""
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer gives this back where Ctrl-C was pressed, and raises nothing
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         print("sdjax: stopped", file=sys.stderr)
         sys.exit(130)
