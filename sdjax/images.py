@@ -205,7 +205,10 @@ def shrunk(pictures: ArrayLike, factor: int = 4) -> Float[np.ndarray, "b h w c"]
 
 def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
     """Pictures as float32 [b, H, W, 3] in [-1, 1], from floats or uint8, one or many; InputError if they are not."""
-    array = np.asarray(pictures)
+    try:
+        array = np.asarray(pictures)
+    except ValueError as error:  # of several sizes
+        raise InputError(f"{name}: found pictures of several sizes, expected one size, or one at a time") from error
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise InputError(f"{name}: found shape {list(np.shape(pictures))}, expected [H, W, 3] or [b, H, W, 3]")
@@ -246,9 +249,10 @@ def normalised_depth(depth: Float[np.ndarray, "b H W 1"]) -> Float[np.ndarray, "
     denominator gives the same -1 for a flat map; its demo and diffusers divide by zero there. A flat map that was
     resized is flat but for the rounding of float32, which must not become a picture.
     """
+    depth = np.asarray(depth, np.float64)  # or the span of what float32 just holds would be infinite
     low, high = (f(depth, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
     uneven = high - low > 1e-5 * np.maximum(np.abs(low), np.abs(high))
-    return np.where(uneven, 2.0 * (depth - low) / np.where(uneven, high - low, 1.0) - 1.0, -1.0)
+    return np.where(uneven, 2.0 * (depth - low) / np.where(uneven, high - low, 1.0) - 1.0, -1.0).astype(np.float32)
 
 
 def of_depth(depth: Any) -> Float[np.ndarray, "H W 3"]:

@@ -311,9 +311,12 @@ def depth(
     """Inverse depth of pictures of any size in [-1, 1], at `size` or that of the pictures; bicubic both ways.
 
     `network` is a Midas or a Network of one. The unit is another for each picture, and a value can be a little below
-    0 where the bicubic kernel overshoots. Source: ldm/modules/midas/api.py, ldm/models/diffusion/ddpm.py
-    LatentDepth2ImageDiffusion.
+    0 where the bicubic kernel overshoots. FloatingPointError where it is not finite. Source: ldm/modules/midas/api.py,
+    ldm/models/diffusion/ddpm.py LatentDepth2ImageDiffusion.
     """
     height, width = pictures.shape[1:3]
     seen = resized(pictures, net_size(height, width, network.config.image_size), "bicubic")
-    return resized(network(seen)[..., None], size or (height, width), "bicubic")[..., 0]
+    near = resized(network(seen)[..., None], size or (height, width), "bicubic")[..., 0]
+    if not jnp.isfinite(near).all():
+        raise FloatingPointError("MiDaS gave values that are not finite; load the weights with dtype float32")
+    return near

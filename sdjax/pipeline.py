@@ -186,8 +186,8 @@ class StableDiffusion:
 
         `noise_level` is the timestep, 0 to 350, to which the small picture is noised first: higher keeps less of it.
         What is larger than `tile` pixels, each way, is drawn in tiles of that size that overlap by an eighth, from one
-        noise, and blended, so that memory is that of one tile; `watch(done, tiles)` is called after each. Options as in
-        `txt2img`, but for height and width.
+        noise, and blended, so that memory is that of one tile and of the picture itself; `watch(done, tiles)` is called
+        after each. Options as in `txt2img`, but for height and width.
         """
         picture = as_pictures(image, "image")
         height, width = picture.shape[1:3]

@@ -154,11 +154,13 @@ def upscale(
     """
     _require_purpose(sd, "upscale", 3)
     picture = _one_picture(sd, picture, options, 1)
+    height, width = picture.shape[1:3]
+    if height * width * sd.config.vae.factor**2 > MAX_PIXELS:
+        raise InputError(f"image: found {height} x {width}, which would be drawn with more than {MAX_PIXELS:,} pixels")
     most = min(MOST_NOISE, sd.config.unet.classes - 1, sd.config.low_res.train_steps - 1)
     if not (_is_int(noise_level) and 0 <= noise_level <= most):
         raise InputError(f"noise_level: found {noise_level}, expected a whole number from 0 to {most}")
     job, keys = _settings(sd, prompt, **options)
-    height, width = picture.shape[1:3]
     noise = samplers.noise(keys, 0, (height, width, sd.config.vae.latent_channels))
     share = jnp.float32(alphas(sd.config.low_res)[noise_level])
     small = add_noise(jnp.asarray(picture), samplers.noise(keys, SMALL, (height, width, 3)), share)
@@ -249,7 +251,7 @@ def _settings(
         ("seed", _ints(seed, n, 2**32), seed, f"a whole number from 0 to 2^32 - 1, or {n}"),
         ("num_images", _is_int(num_images) and num_images >= 1, num_images, "a whole number from 1"),
         ("first_image", _ints(first_image, n, 2**31), first_image, f"a whole number from 0, or {n}"),
-        ("sampler", sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
+        ("sampler", isinstance(sampler, str) and sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
         ("eta", _is_number(eta) and 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta,
          "0 to 1, and 0 but for ddim"),
     ):
@@ -263,6 +265,8 @@ def _settings(
     }
     # Prompts share the counting of one first image, and begin each with its own where there are as many.
     firsts = [first_image + num_images * i for i in range(n)] if _is_int(first_image) else first_image
+    if max(firsts) + num_images > 2**31:
+        raise InputError(f"first_image: found {first_image} for {n * num_images} pictures, expected to end below 2^31")
     seeds = [seed] * n if _is_int(seed) else seed
     keys = [samplers.image_keys(seed, first, num_images) for seed, first in zip(seeds, firsts)]
     return job, jnp.concatenate(keys)
@@ -287,7 +291,7 @@ def tile_side(tile: int) -> int:
 def _ints(values: Any, n: int, below: int) -> bool:
     """One whole number, or n of them, from 0."""
     many = [values] * n if _is_int(values) else values
-    return isinstance(many, (list, tuple, np.ndarray)) and len(many) == n and all(
+    return isinstance(many, (list, tuple, np.ndarray)) and np.shape(many) == (n,) and all(
         _is_int(v) and 0 <= v < below for v in many
     )
 

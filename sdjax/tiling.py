@@ -60,4 +60,5 @@ def blended(
         place.of(weights[None])[...] += weight
         if watch:
             watch(done, len(corners))
-    return total / weights
+    total /= weights
+    return total

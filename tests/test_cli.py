@@ -119,6 +119,12 @@ def test_img2img_keeps_the_size_of_its_picture_in_multiples_of_8(run):
     assert Image.open("out.png").size == (72, 64)
 
 
+def test_a_size_that_was_asked_for_is_not_another(run):
+    Image.new("RGB", (75, 66), "red").save("in.png")
+    code, _, err = run("img2img", "a red cube", "--image", "in.png", "--size", "100x100")
+    assert code == 2 and "height: found 100, expected a multiple of 8" in err
+
+
 def test_a_picture_of_a_picture_repeats_itself_at_a_size_that_is_no_multiple_of_8(run):
     noise = np.random.default_rng(0).integers(0, 256, (66, 75, 3), np.uint8)
     Image.fromarray(noise).save("in.png")
@@ -166,9 +172,22 @@ def test_two_that_draw_at_once_take_numbers_of_their_own(tmp_path):
     place = cli.drawing.place
     with place(tmp_path, "a red cube", 0, 1) as first, place(tmp_path, "a red cube", 0, 1) as other:
         assert (first.name, other.name) == ("0001-a-red-cube.png", "0002-a-red-cube.png")
+        second = place(tmp_path, "a cone", 0, 1)  # of which a kill would leave nothing that looks like a picture
+        assert second.__enter__().name == "0003-a-cone.png" and not list(tmp_path.glob("*.png"))
+        first.touch()
+    with place(tmp_path, "a cone", 0, 1) as late:
+        assert late.name == "0002-a-cone.png"
     with pytest.raises(KeyboardInterrupt), place(tmp_path, "a cone", 0, 1):
         raise KeyboardInterrupt
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["0001-a-red-cube.png", "0002-a-red-cube.png"]
+    second.__exit__(None, None, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["0001-a-red-cube.png"]
+
+
+def test_a_number_whose_picture_came_meanwhile_is_not_given_again(tmp_path, monkeypatch):
+    looks = iter([[], [1], [1], []])
+    monkeypatch.setattr(cli.drawing, "_numbers", lambda out: next(looks))
+    with cli.drawing.place(tmp_path, "a cone", 0, 1) as path:
+        assert path.name == "0002-a-cone.png"
 
 
 def test_inpaint_leaves_what_the_mask_leaves_out(run):
@@ -185,9 +204,9 @@ def test_inpaint_leaves_what_the_mask_leaves_out(run):
     assert np.array_equal(hole[:, :24], picture[:, :24]) and np.ptp(hole[:, 24:]) == 0
     assert run("inpaint", "--like", "out.png", *given[:4], "--out", "again.png")[0] == 0
     assert np.array_equal(np.asarray(Image.open("again.png")), painted)
-    Image.new("L", (8, 8)).save("small.png")
-    code, _, err = run("inpaint", "a", "--image", "in.png", "--mask", "small.png")
-    assert code == 2 and "mask: found shape [8, 8], expected [32, 40]" in err
+    Image.new("L", (47, 39)).save("other.png")  # cut to multiples of 8 it would be as large, and lie elsewhere
+    code, _, err = run("inpaint", "a", "--image", "in.png", "--mask", "other.png")
+    assert code == 2 and "other.png: is 39 x 47, its image 32 x 40" in err
 
 
 def test_help_names_every_command(run):

@@ -1,7 +1,9 @@
 """A picture redrawn in its own shape: what the network sees of the depth, flat depth, files, what is refused."""
 
+import copy
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from small_models import DEPTH, OPENCLIP, model, same
@@ -11,6 +13,7 @@ from sdjax import midas
 from sdjax.checkpoint.export import to_diffusers, to_original
 from sdjax.config import MidasConfig, sd2_depth
 from sdjax.errors import InputError
+from sdjax.hardware import Network
 from sdjax.images import as_depth, normalised_depth, of_depth
 from sdjax.request import depth
 
@@ -51,6 +54,19 @@ def test_flat_depth_is_far_everywhere_and_not_a_division_by_zero(sd, picture):
     assert np.isfinite(sd.depth2img("a cone", picture, np.full((24, 32), 3.0), steps=2)).all()
     # Resized from a side that is no multiple of the latents', it is flat but for rounding.
     assert (depth(sd, "a cone", picture, np.full((100, 100), 0.3), steps=1).beside == -1.0).all()
+
+
+def test_depth_across_all_of_float32_is_stretched_as_any_other(sd, picture):
+    seen = normalised_depth(as_depth(np.array([[-3e38, 0.0, 3e38]])))
+    assert seen.dtype == np.float32 and np.allclose(seen.ravel(), [-1, 0, 1])
+
+
+def test_a_midas_that_overflows_is_an_error_and_never_flat_depth(sd, picture):
+    eye, broken = sd.depth_estimator, copy.copy(sd)
+    broken.depth_estimator = Network(eye.graph, jax.tree.map(lambda w: w * np.nan, eye.state), eye.config)
+    for draw in (lambda: broken.midas(picture), lambda: broken.depth2img("a cone", picture, steps=1)):
+        with pytest.raises(FloatingPointError, match="MiDaS gave values that are not finite"):
+            draw()
 
 
 def test_without_a_depth_it_is_what_midas_sees(sd, picture):

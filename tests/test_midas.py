@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden import FIXTURES, Golden, error
+from small_models import DEPTH, edit, model
 
+from sdjax.checkpoint.export import to_diffusers
 from sdjax.checkpoint.layouts import stored_shape
+from sdjax.checkpoint.load import load
 from sdjax.checkpoint.midas_layouts import (
     UNREAD_ORIGINAL,
     UNREAD_TRANSFORMERS,
@@ -32,6 +35,29 @@ SMALL = MidasConfig(
 )
 # The names and shapes after depth_model.model. in the released 512-depth-ema.
 RELEASED = json.loads(gzip.decompress((FIXTURES / "released_keys.json.gz").read_bytes()))["MiDaS"]
+
+
+@pytest.mark.parametrize("spelt", ["same", "SAME"])
+def test_a_backbone_is_told_in_either_spelling(spelt, tmp_path):
+    """transformers takes both and writes capitals."""
+    to_diffusers(model(DEPTH), tmp_path / "folder")
+    config = tmp_path / "folder" / "depth_estimator" / "config.json"
+    backbone = json.loads(config.read_text())["backbone_config"]
+    edit(config, backbone_config=backbone | {"global_padding": spelt})
+    assert load(tmp_path / "folder").config.depth == DEPTH.depth
+
+
+@pytest.mark.parametrize(("field", "found"), [
+    ("global_padding", "'NONE'"), ("layer_type", "'preactivation'"), ("embedding_dynamic_padding", "'False'"),
+])
+def test_a_backbone_that_leaves_a_field_out_has_what_transformers_gives_it(field, found, tmp_path):
+    to_diffusers(model(DEPTH), tmp_path / "folder")
+    config = tmp_path / "folder" / "depth_estimator" / "config.json"
+    backbone = json.loads(config.read_text())["backbone_config"]
+    del backbone[field]
+    edit(config, backbone_config=backbone)
+    with pytest.raises(InputError, match=f"{field} is {found}, expected"):
+        load(tmp_path / "folder")
 
 
 class Memory:

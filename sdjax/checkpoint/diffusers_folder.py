@@ -85,11 +85,13 @@ FIXED: dict[str, dict[str, Any]] = {
         "use_batch_norm_in_fusion_residual": False, "add_projection": False, "head_in_index": -1,
     },
     "backbone": {
-        "layer_type": "bottleneck", "global_padding": "same", "hidden_act": "relu", "num_channels": 3,
+        "layer_type": "bottleneck", "global_padding": "SAME", "hidden_act": "relu", "num_channels": 3,
         "embedding_dynamic_padding": True, "output_stride": 32, "width_factor": 1,
     },
     "scheduler": {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False},
 }
+# What a BiT has where its configuration leaves a field out and we have no such network: transformers BitConfig.
+BIT_DEFAULTS = {"layer_type": "preactivation", "global_padding": None, "embedding_dynamic_padding": False}
 
 
 class Fields:
@@ -153,14 +155,14 @@ def _flags(f: Fields, name: str, known: dict[str, bool], n: int) -> tuple[bool, 
     return tuple(known[word] for word in words)
 
 
-def vae_config(f: Fields) -> VAEConfig:
-    """vae/config.json; the first releases leave scaling_factor out."""
+def vae_config(f: Fields, usual: float) -> VAEConfig:
+    """vae/config.json; the first releases leave scaling_factor out, and it is the `usual` one of their kind."""
     channels = f.per_level("block_out_channels", int, 0)
     for name, word in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         _flags(f, name, {word: True}, len(channels))
     return VAEConfig(
         channels=channels, blocks=f.take("layers_per_block", int), latent_channels=f.take("latent_channels", int),
-        groups=f.take("norm_num_groups", int, 32), scale=f.take("scaling_factor", float, 0.18215),
+        groups=f.take("norm_num_groups", int, 32), scale=f.take("scaling_factor", float, usual),
     )
 
 
@@ -196,7 +198,10 @@ def vision_config(f: Fields, projection: int, pixels: dict[str, Any]) -> VisionC
 def midas_config(f: Fields) -> MidasConfig:
     """depth_estimator/config.json: a DPT whose backbone is a BiT."""
     _wide(f)
-    bit = Fields(f"{f.path}: backbone_config", f.take("backbone_config", dict), "backbone")
+    stored = BIT_DEFAULTS | f.take("backbone_config", dict)
+    # transformers takes the word in either case and writes it in capitals.
+    bit = Fields(f"{f.path}: backbone_config", stored | {"global_padding": str(stored["global_padding"]).upper()},
+                 "backbone")
     depths = bit.per_level("depths", int, 3)
     widths = [*bit.per_level("hidden_sizes", int, 0, [256, 512, 1024, 2048])][: len(depths)]
     features = f.take("fusion_hidden_size", int, 256)
@@ -233,7 +238,9 @@ def opened(folder: Path) -> Checkpoint:
         raise WrongFamily(folder, f"a model for {kind}")
     fields = {name: Fields(path := folder / name / "config.json", read_json(path), name) for name in ("unet", "vae")}
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    unet, vae = unet_config(fields["unet"]), vae_config(fields["vae"])
+    unet = unet_config(fields["unet"])
+    upscales = unet.in_channels == unet.out_channels + 3
+    vae = vae_config(fields["vae"], x4_upscaler().vae.scale if upscales else VAEConfig.scale)
     if unet.in_channels not in known_channels(unet.out_channels):
         raise WrongFamily(folder, by_channels(unet.in_channels))
 
@@ -254,7 +261,7 @@ def opened(folder: Path) -> Checkpoint:
     size = fields["unet"].take("sample_size", int, 64) * vae.factor
     diffusion = diffusion_config(Fields(scheduler, read_json(scheduler), "scheduler"))
     low_res = None
-    if unet.in_channels == unet.out_channels + 3:
+    if upscales:
         path = folder / "low_res_scheduler" / "scheduler_config.json"
         low_res = diffusion_config(Fields(path, read_json(path), "scheduler"))
     depth = None

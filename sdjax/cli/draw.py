@@ -36,7 +36,10 @@ Like = Annotated[Path | None, typer.Option(help="Repeat a picture that sdjax wro
 Precision = Annotated[Dtype | None, typer.Option(help="The dtype of the arithmetic. Default float32.")]
 Batch = Annotated[int, typer.Option(help="How many pictures a device draws at a time.")]
 Devices = Annotated[int, typer.Option(help="Spread the pictures over so many devices.")]
-NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Leave prompt and settings out of the files.")]
+NoMetadata = Annotated[
+    bool,
+    typer.Option("--no-metadata", help="Leave prompt and settings out of the files; --prompts then goes by names."),
+]
 
 
 @app.command()

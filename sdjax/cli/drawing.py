@@ -101,9 +101,10 @@ def with_bar(sd: Any, prompt: str, command: str, options: dict[str, Any]) -> Any
 
 
 def read_files(files: dict[str, Path | None], fit: list[int] | None, whole: bool) -> dict[str, Any]:
-    """A picture [H, W, 3], and a mask or depth [H, W]; cut to multiples of 8 in the middle, but for `whole`.
+    """A picture [H, W, 3], and a mask or depth [H, W]; cut to multiples of 8 in the middle, but for `whole` or `fit`.
 
-    A depth of another size is brought to that of the picture first, so that both are cut alike.
+    A depth of another size is brought to that of the picture first, so that both are cut alike; a mask of another is
+    an InputError.
     """
     from sdjax import images
 
@@ -112,7 +113,10 @@ def read_files(files: dict[str, Path | None], fit: list[int] | None, whole: bool
     for name, path in files.items():
         if path:
             given[name] = read[name](path, given["image"].shape[:2] if name == "depth" and not fit else fit)
-    return given if whole else {name: _cut(array) for name, array in given.items()}
+    if "mask" in given and given["mask"].shape != given["image"].shape[:2]:
+        mask, image = (" x ".join(map(str, given[name].shape[:2])) for name in ("mask", "image"))
+        raise InputError(f"{files['mask']}: is {mask}, its image {image}; make them alike, or give --size")
+    return given if whole or fit else {name: _cut(array) for name, array in given.items()}
 
 
 def _cut(array: Any) -> Any:
@@ -140,24 +144,29 @@ def is_file(out: Path) -> bool:
 def place(out: Path, prompt: str, i: int, count: int) -> Iterator[Path]:
     """Where picture `i` goes: `out` itself if it is a .png, else the next free number in that folder.
 
-    An empty file takes the number at once, so that another process takes the next; it goes if nothing comes of it.
+    A hidden file takes the number at once, so that another process takes the next, and goes when the picture is there.
     """
     if is_file(out):
         yield out if count == 1 else out.with_name(f"{out.stem}-{i}{out.suffix}")
         return
     slug = re.sub(r"[^\w]+", "-", prompt[:200].lower()).strip("-")[:60].rstrip("-") or "picture"
-    taken = [int(match[1]) for name in common.make_folder(out) if (match := re.match(r"(\d{4,})-", name))]
-    for number in itertools.count(max(taken, default=0) + 1):
-        path = out / f"{number:04}-{slug}.png"
+    for number in itertools.count(max(_numbers(out), default=0) + 1):
+        taken = out / f".{number:04}.taken"
         try:
-            path.touch(exist_ok=False)
+            taken.touch(exist_ok=False)
         except FileExistsError:
             continue
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
-        break
+            raise InputError(f"{taken}: cannot be written ({error.strerror}); give another --out") from error
+        if number not in _numbers(out):  # or its picture came between the look and the touch
+            break
+        taken.unlink()
     try:
-        yield path
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        yield out / f"{number:04}-{slug}.png"
+    finally:
+        taken.unlink(missing_ok=True)
+
+
+def _numbers(out: Path) -> list[int]:
+    """Those of the pictures in a folder."""
+    return [int(match[1]) for name in common.make_folder(out) if (match := re.match(r"(\d{4,})-", name))]

@@ -1,7 +1,9 @@
 """A UNet step of SD 1.5 here, in PyTorch eager with diffusers, and in OpenVINO, in turns in one run.
 
     python tests/benchmarks/peers.py                 # needs the parity extra
-    python tests/benchmarks/peers.py --openvino      # and `pip install openvino`, and 20 GB to convert the model
+
+OpenVINO takes part where `pip install openvino` was done (20 GB, to convert the model). Whole pictures are in
+pictures.py.
 
 The same random weights in all; float32, latents of 64 x 64, batch 2, all cores. The "plain" step is ours with every
 Winograd convolution and every chunk of attention turned off; "in the loop" is a step of the program that draws whole
@@ -14,7 +16,9 @@ With --memory, processes of their own first say what they held at most for the U
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -123,7 +127,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", type=int, default=64, help="of the latents")
-    parser.add_argument("--openvino", action="store_true", help="measure OpenVINO too")
     parser.add_argument("--memory", action="store_true", help="what processes of their own hold at most, first")
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
@@ -154,7 +157,7 @@ def main() -> None:
         PRODUCT: lambda: multiply(square), OURS: lambda: programs[OURS](sd.unet.state, x, t, text),
         PLAIN: lambda: programs[PLAIN](sd.unet.state, x, t, text), LOOP: draw, EAGER: eager(peer, torch_given),
     }
-    if given.openvino:
+    if importlib.util.find_spec("openvino"):
         steps[OPENVINO] = timed(OPENVINO, lambda: openvino_step(peer, torch_given))
 
     answers = {name: np.asarray(steps[name]()) for name in (OURS, PLAIN, EAGER, OPENVINO) if name in steps}
@@ -185,8 +188,10 @@ def main() -> None:
         found.append(row)
         print(told(row), flush=True)
     if given.out:
-        versions = {name: metadata.version(name) for name in ("jax", "torch", "diffusers")}
-        report = {"rounds": given.rounds, "versions": versions, "rows": found}
+        known = ("jax", "torch", "diffusers", *(["openvino"] if OPENVINO in taken else []))
+        report = {"rounds": given.rounds, "side": given.side, "batch": 2, "dtype": "float32",
+                  "device": jax.devices()[0].device_kind, "cores": os.cpu_count(),
+                  "versions": {name: metadata.version(name) for name in known}, "rows": found}
         given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,16 @@ def diffusers_pipeline(
         tokenizer=clip_tokenizer(folder / "tokenizer", "<|endoftext|>" if family == "sd1" else "!"),
         scheduler=DDIMScheduler(**CONFIGS[family]["scheduler"]), **others,
     )
+
+
+def read_again(theirs: Any, made_of: Path, folder: Path) -> sdjax.StableDiffusion:
+    """What sdjax reads of the folder that diffusers writes of its pipeline, in configurations of its own words.
+
+    `made_of` is the folder that it was made of: its tokenizer has no place for a small vocabulary, so that one is kept.
+    """
+    theirs.save_pretrained(folder)
+    shutil.copytree(made_of / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    return sdjax.load(folder)
 
 
 def first(x: Any) -> torch.Tensor:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from small_models import DEPTH, model
+from small_models import same as same_weights
 
 import sdjax
 from sdjax import samplers
@@ -59,6 +60,9 @@ def test_every_step_is_that_of_diffusers(strength, tmp_path, same, monkeypatch):
     to_diffusers(ours, tmp_path / "model")
     theirs = StableDiffusionDepth2ImgPipeline.from_pretrained(tmp_path / "model")
     assert isinstance(theirs.scheduler, DDIMScheduler)
+    back = oracle.read_again(theirs, tmp_path / "model", tmp_path / "again")
+    assert back.config.depth == ours.config.depth and back.config.unet == ours.config.unet
+    same_weights(ours, back, ("text_encoder", "vae", "unet", "depth_estimator"))
     for a, b in compared(ours, theirs, 24, 32, 10, strength, 2.0, monkeypatch):
         same(f"depth-to-image, small, strength {strength}: 10 steps and picture", a, b)
     seen = np.tanh(np.random.default_rng(6).standard_normal((1, 64, 64, 3), np.float32))

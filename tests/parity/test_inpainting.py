@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from small_models import OPENAI, model
+from small_models import same as same_weights
 
 import sdjax
 from sdjax import samplers
@@ -77,21 +78,26 @@ def test_every_step_is_that_of_diffusers(config, strength, tmp_path, same, monke
         tmp_path / "model", scheduler=DDIMScheduler(**oracle.SCHEDULE), safety_checker=None
     )
     theirs.set_progress_bar_config(disable=True)
+    back = oracle.read_again(theirs, tmp_path / "model", tmp_path / "again")
+    assert back.config.unet == ours.config.unet
+    same_weights(ours, back, ("text_encoder", "vae", "unet"))
     for a, b in compared(ours, theirs, 32, strength, monkeypatch):
         same(f"inpainting, {config.unet.in_channels} channels, strength {strength}: {STEPS} steps and picture", a, b)
 
 
-def test_at_full_size(tmp_path, same, monkeypatch):
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_at_full_size(family, tmp_path, same, monkeypatch):
     original = tmp_path / "inpaint.safetensors"
-    oracle.write_original(original, "sd1", np.float16, seed=8, channels=9)
-    theirs = oracle.diffusers_pipeline(original, tmp_path, "sd1", StableDiffusionInpaintPipeline, channels=9)
+    oracle.write_original(original, family, np.float16, seed=8, channels=9)
+    theirs = oracle.diffusers_pipeline(original, tmp_path, family, StableDiffusionInpaintPipeline, channels=9)
     theirs.set_progress_bar_config(disable=True)
-    ours = sdjax.load(original)
-    assert ours.config == sdjax.config.sd1_inpaint()
+    theirs.scheduler = DDIMScheduler(**oracle.SCHEDULE)  # both predict the noise
+    ours = sdjax.load(original, prediction="eps")
+    assert ours.config == {"sd1": sdjax.config.sd1_inpaint, "sd2": sdjax.config.sd2_inpaint}[family]()
     monkeypatch.setitem(globals(), "STEPS", 4)
     monkeypatch.setitem(globals(), "GUIDANCE", 7.5)
     for a, b in compared(ours, theirs, 128, 1.0, monkeypatch):
-        same("SD1 inpainting at full size: 4 steps and picture", a, b)
+        same(f"{family} inpainting at full size: 4 steps and picture", a, b)
     del theirs, ours
     jax.clear_caches()
     gc.collect()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from small_models import UPSCALER, model
+from small_models import same as same_weights
 
 import sdjax
 from sdjax import samplers
@@ -49,6 +50,9 @@ def test_every_step_is_that_of_diffusers(tmp_path, same, monkeypatch):
     ours = model(UPSCALER)
     to_diffusers(ours, tmp_path / "model")
     theirs = StableDiffusionUpscalePipeline.from_pretrained(tmp_path / "model")
+    back = oracle.read_again(theirs, tmp_path / "model", tmp_path / "again")
+    assert (back.config.unet, back.config.vae, back.config.low_res) == (UPSCALER.unet, UPSCALER.vae, UPSCALER.low_res)
+    same_weights(ours, back, ("text_encoder", "vae", "unet"))
     for a, b in compared(ours, theirs, 16, 24, 10, 2.0, monkeypatch):
         same("x4 upscaler, small: 10 steps and picture", a, b)
 
