@@ -1,10 +1,11 @@
-"""How the denoiser of weights/tiny went on from that of commit 1a4108a: three trainings, 106 minutes on 2 cores.
+"""How the denoiser of weights/tiny went on from that of commit 1a4108a: five trainings, 161 minutes on 2 cores.
 
-    .venv/bin/python weights/further.py START RUN      (START is weights/tiny of that commit; leaves RUN/3/model)
+    .venv/bin/python weights/further.py START RUN      (START is weights/tiny of that commit; leaves RUN/5/model)
 
-The first two are the recipe of training/unet.py with other numbers. In the third every second latent of a batch, where
-there is noise enough, is not a noised picture but what the network's own guided step from further above leaves of one:
-the states that sampling meets and training does not (exposure bias: arXiv:2301.11706, arXiv:2305.15583).
+The first two are the recipe of training/unet.py with other numbers. In the others half of a batch are not noised
+pictures but states that sampling meets and training does not (exposure bias: arXiv:2301.11706, arXiv:2305.15583). In
+the third and fourth they are what the network's own guided step from further above leaves of a noised picture; in the
+fifth two solids, both faint, where one is asked for: the louder is to stay and the other to go.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import sdjax
 from sdjax.checkpoint import native
 from sdjax.diffusion import add_noise, alphas, guide, split_prediction, training_pair
 from sdjax.hardware import Network, prepare
+from sdjax.toyworld import render_batch
 from sdjax.training import data, stages, unet
 from sdjax.training.loop import fit
 from sdjax.training.parts import latents_of
@@ -28,49 +30,140 @@ from sdjax.vae import Posterior
 FIRST = dataclasses.replace(unet.RECIPE, steps=2400, learning_rate=1.5e-3, warmup=100, decay=0.8, seed=11)
 SECOND = dataclasses.replace(FIRST, steps=3400, decay=0.9, seed=12)
 THIRD = dataclasses.replace(FIRST, steps=1500, learning_rate=1e-3, warmup=50, decay=0.9, seed=21)
-LEAST = 350  # below this timestep all latents are noised pictures
-FROM = 40, 300  # how many timesteps above its state the network's step begins
-SCALES = 1.0, 4.0  # of its guidance
+FOURTH = dataclasses.replace(THIRD, seed=31)
+FIFTH = dataclasses.replace(THIRD, steps=1300, seed=41)
 
 
-def go_on(sd, latents, folder, recipe):
-    """The denoiser of `sd` after the third training; `latents` are posteriors [n, h, w, z] of scenes 0 to n."""
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Which states of its own the network is shown.
+
+    `between` are their timesteps: those that fall there, or where `spread` all of them, brought there. The step that
+    leaves them begins `gap` timesteps above, guided by one of `scales`. `single` is the share of scenes with one solid,
+    None as they come.
+    """
+
+    between: tuple[int, int]
+    gap: tuple[int, int]
+    scales: tuple[float, float]
+    spread: bool = False
+    single: float | None = None
+
+
+OWN_THIRD = Own(between=(350, 1000), gap=(40, 300), scales=(1.0, 4.0))
+OWN_FOURTH = Own(between=(400, 960), gap=(20, 160), scales=(1.0, 3.0), spread=True, single=2 / 3)
+DOUBLED = 300, 930  # timesteps of the fifth's states: above, where solids are is open; below, what they look like
+LOUD = 0.3, 1.0  # how much of the solid that is to stay is there, and of that the other may have any share
+
+
+def column(values):
+    """One number for each picture."""
+    return values[:, None, None, None]
+
+
+def towards(clean, state, a):
+    """The v that leads a state back to a clean picture: x0 = sqrt(a) x - sqrt(1 - a) v."""
+    return (jnp.sqrt(column(a)) * state - clean) / jnp.sqrt(1 - column(a))
+
+
+def brought(t, between, diffusion):
+    """Timesteps that were spread over all, spread between two."""
+    return between[0] + (between[1] - between[0]) * t // diffusion.train_steps
+
+
+def go_on(sd, folder, recipe, batch_at, states):
+    """The denoiser of `sd` after a training; `states(x0, eps, t, text, predict, keys, batch)` are what it is shown:
+
+    x, t and the v that it should say. `predict(x, t, text)` is the network, through which no gradient goes; text is
+    that of the batch and of the empty prompt.
+    """
     diffusion, scale = sd.config.diffusion, sd.config.vae.scale
     graph, parameters = nnx.split(sd.unet.module)
     text_graph, text_parameters = nnx.split(sd.text_encoder.module)
-    a = jnp.asarray(alphas(diffusion), jnp.float32)
     empty = jnp.asarray(sd.tokenizer([""]))
 
-    def batch_at(step):
-        return unet.batch_of(latents, sd.tokenizer, recipe.batch, data.step_rng(recipe.seed, step))[1]
-
     def loss(parameters, text_parameters, batch, key):
-        of_latent, of_noise, of_time, of_gap, of_scale = jax.random.split(key, 5)
+        of_latent, of_noise, of_time, *keys = jax.random.split(key, 5)
         x0 = scale * Posterior(batch["mean"], batch["log_variance"]).sample(of_latent)
         eps, t = jax.random.normal(of_noise, x0.shape), unet.timesteps(of_time, len(x0), diffusion)
         encode = nnx.merge(text_graph, text_parameters)
         text, none = encode(batch["ids"]), encode(empty)
-        x, target, _ = training_pair(x0, eps, t, diffusion)
-
-        clean, words, to = x0[1::2], text[1::2], t[1::2]
-        above = jnp.minimum(to + jax.random.randint(of_gap, to.shape, *FROM), diffusion.train_steps - 1)
-        s = jax.random.uniform(of_scale, (len(to), 1, 1, 1), minval=SCALES[0], maxval=SCALES[1])
-        noisy = add_noise(clean, eps[1::2], a[above])
-        frozen = nnx.merge(graph, jax.lax.stop_gradient(parameters))
-        without, told = jnp.split(frozen(
-            jnp.concatenate([noisy] * 2), jnp.concatenate([above] * 2),
-            jnp.concatenate([jnp.broadcast_to(none, words.shape), words]),
-        ), 2)
-        column = lambda share: share[:, None, None, None]
-        guess, noise = split_prediction(guide(without, told, s), noisy, a[above], "v")
-        state = jax.lax.stop_gradient(add_noise(guess, noise, a[to]))  # DDIM
-        wanted = (jnp.sqrt(column(a[to])) * state - clean) / jnp.sqrt(1 - column(a[to]))  # the v that gives x0 back
-        own = column(to >= LEAST)
-        x = x.at[1::2].set(jnp.where(own, state, x[1::2]))
-        target = target.at[1::2].set(jnp.where(own, wanted, target[1::2]))
+        predict = nnx.merge(graph, jax.lax.stop_gradient(parameters))
+        x, t, target = states(x0, eps, t, (text, none), predict, keys, batch)
         return jnp.mean((nnx.merge(graph, parameters)(x, t, text) - target) ** 2)
 
     return fit(recipe, graph, parameters, loss, batch_at, folder, name="unet", frozen=text_parameters)
+
+
+def on_own_states(sd, latents, folder, recipe, own):
+    """The third and fourth training: every second latent is what a guided step of the network leaves."""
+    diffusion, a = sd.config.diffusion, jnp.asarray(alphas(sd.config.diffusion), jnp.float32)
+    solids = np.array([len(data.train_scene(i).solids) for i in range(len(latents.mean))])
+
+    def batch_at(step):
+        rng, n = data.step_rng(recipe.seed, step), recipe.batch
+        if own.single is None:
+            rows = rng.integers(len(solids), size=n)
+        else:
+            rows = np.where(rng.random(n) < own.single, *(rng.choice(np.flatnonzero(solids == k), n) for k in (1, 2)))
+        return unet.batch_of(latents, sd.tokenizer, rows, rng)
+
+    def states(x0, eps, t, texts, predict, keys, batch):
+        if own.spread:
+            t = t.at[1::2].set(brought(t[1::2], own.between, diffusion))
+        x, target, _ = training_pair(x0, eps, t, diffusion)
+        clean, words, to = x0[1::2], texts[0][1::2], t[1::2]
+        above = jnp.minimum(to + jax.random.randint(keys[0], to.shape, *own.gap), diffusion.train_steps - 1)
+        scale = jax.random.uniform(keys[1], (len(to), 1, 1, 1), minval=own.scales[0], maxval=own.scales[1])
+        noisy = add_noise(clean, eps[1::2], a[above])
+        without, told = jnp.split(predict(
+            jnp.concatenate([noisy] * 2), jnp.concatenate([above] * 2),
+            jnp.concatenate([jnp.broadcast_to(texts[1], words.shape), words]),
+        ), 2)
+        guess, noise = split_prediction(guide(without, told, scale), noisy, a[above], "v")
+        state = jax.lax.stop_gradient(add_noise(guess, noise, a[to]))  # DDIM
+        there = column(to >= own.between[0])
+        x = x.at[1::2].set(jnp.where(there, state, x[1::2]))
+        return x, t, target.at[1::2].set(jnp.where(there, towards(clean, state, a[to]), target[1::2]))
+
+    return go_on(sd, folder, recipe, batch_at, states)
+
+
+def on_doubled_solids(sd, latents, folder, recipe):
+    """The fifth: the second half of a batch are scenes with one solid, and with the same again at another place."""
+    diffusion, a = sd.config.diffusion, jnp.asarray(alphas(sd.config.diffusion), jnp.float32)
+    scenes = [data.train_scene(i) for i in range(len(latents.mean))]
+    single = np.array([i for i, scene in enumerate(scenes) if len(scene.solids) == 1])
+    look = lambda scene: (scene.solids[0].colour, scene.solids[0].shape, scene.solids[0].size, scene.time)
+    alike = {}
+    for i in single:
+        alike.setdefault(look(scenes[i]), []).append(i)
+    times = sorted({scene.time for scene in scenes})
+    bare = [dataclasses.replace(scenes[0], solids=(), time=time, relation=None) for time in times]
+    empty = dict(zip(times, np.asarray(sd.vae.encode(data.to_float(render_batch(bare)[0])).mean)))
+
+    def batch_at(step):
+        rng, half = data.step_rng(recipe.seed, step), recipe.batch // 2
+        rows = np.concatenate([rng.integers(len(scenes), size=half), rng.choice(single, half)])
+        batch = unet.batch_of(latents, sd.tokenizer, rows, rng)
+        other = np.array([rng.choice(alike[look(scenes[row])]) for row in rows[half:]])
+        return batch | {
+            "other": latents.mean[other], "empty": np.stack([empty[scenes[row].time] for row in rows[half:]])
+        }
+
+    def states(x0, eps, t, texts, predict, keys, batch):
+        half = len(x0) // 2
+        t = jnp.concatenate([t[0::2], t[1::2]])  # so that both halves are spread evenly
+        t = t.at[half:].set(brought(t[half:], DOUBLED, diffusion))
+        x, target, _ = training_pair(x0, eps, t, diffusion)
+        clean, empty, other = x0[half:], *(sd.config.vae.scale * batch[name] for name in ("empty", "other"))
+        loud = jax.random.uniform(keys[0], (half, 1, 1, 1), minval=LOUD[0], maxval=LOUD[1])
+        share = jax.random.uniform(keys[1], (half, 1, 1, 1))
+        both = empty + loud * (clean - empty) + loud * share * (other - empty)
+        state = add_noise(both, eps[half:], a[t[half:]])
+        return x.at[half:].set(state), t, target.at[half:].set(towards(clean, state, a[t[half:]]))
+
+    return go_on(sd, folder, recipe, batch_at, states)
 
 
 if __name__ == "__main__":
@@ -80,7 +173,13 @@ if __name__ == "__main__":
         stages.train_unet(run / name, recipe, start=start)
         start = run / name / "model"
     sd = sdjax.load(start)
-    pictures = data.pictures(run / "3" / "data", stages.SCENES)
-    latents = latents_of(run / "3" / "data" / "latents.safetensors", sd.vae.module, pictures)
-    sd.unet = Network.of(go_on(sd, latents, run / "3" / "unet", THIRD))
-    native.save(sd, run / "3" / "model", np.float16, replace=True)
+    pictures = data.pictures(run / "data", stages.SCENES)
+    latents = latents_of(run / "data" / "latents.safetensors", sd.vae.module, pictures)
+    for name, recipe, train in (
+        ("3", THIRD, lambda *given: on_own_states(*given, OWN_THIRD)),
+        ("4", FOURTH, lambda *given: on_own_states(*given, OWN_FOURTH)),
+        ("5", FIFTH, on_doubled_solids),
+    ):
+        sd.unet = Network.of(train(sd, latents, run / name / "unet", recipe))
+        native.save(sd, run / name / "model", np.float16, replace=True)
+        sd = sdjax.load(run / name / "model")  # in half precision, as what ships

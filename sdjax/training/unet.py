@@ -54,15 +54,12 @@ def squares(batch: dict[str, np.ndarray], side: int, rng: np.random.Generator, t
 
 
 def batch_of(
-    latents: Posterior, tokenizer: Tokenizer, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Which scenes are shown, int [b], and their posteriors [b, h, w, z] and captions [b, 77], some of them empty."""
-    rows = rng.integers(len(latents.mean), size=size)
+    latents: Posterior, tokenizer: Tokenizer, rows: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Of the scenes `rows`, int [b], the posteriors [b, h, w, z] and captions [b, 77], some of them empty."""
     said = captions([train_scene(int(r)) for r in rows], rng)
     kept = ["" if rng.random() < DROP else caption for caption in said]
-    return rows, {
-        "mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)
-    }
+    return {"mean": latents.mean[rows], "log_variance": latents.log_variance[rows], "ids": tokenizer(kept)}
 
 
 def train(
@@ -82,7 +79,8 @@ def train(
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
-        rows, batch = batch_of(latents, tokenizer, recipe.batch, rng)
+        rows = rng.integers(len(latents.mean), size=recipe.batch)
+        batch = batch_of(latents, tokenizer, rows, rng)
         if beside is not None:
             batch["beside"] = beside[rows]
         return batch if crop is None else batch | squares(batch, crop, rng)
