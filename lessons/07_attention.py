@@ -295,7 +295,7 @@ assert away[0] == 0 < min(away[1:]) and away[1] < 0.8 * away[-1]
 
 # %% [markdown]
 # It is not: the row of *green* does next to nothing. The noun and the end token stand behind it and have read it, and
-# they turn the ball red; the 71 rows of padding have read it too, and only move the ball a little. (The numbers are
+# they turn half of the ball red; the 71 rows of padding have read it too, and hardly change it. (The numbers are
 # distances between pictures and do not say what changed: look at the figure.) What a word says is written into the rows
 # behind it, and which of those the network reads is its own affair; rows that contradict each other are no prompt that
 # it ever saw. Whoever edits a picture by editing single words has to reckon with this.
