@@ -318,5 +318,5 @@ def depth(
     seen = resized(pictures, net_size(height, width, network.config.image_size), "bicubic")
     near = resized(network(seen)[..., None], size or (height, width), "bicubic")[..., 0]
     if not jnp.isfinite(near).all():
-        raise FloatingPointError("MiDaS gave values that are not finite; load the weights with dtype float32")
+        raise FloatingPointError("MiDaS gave values that are not finite; check its weights, or give a depth")
     return near

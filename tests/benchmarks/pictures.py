@@ -1,12 +1,13 @@
 """Whole pictures of SD 1.5 here and by diffusers' pipeline in PyTorch eager, in turns in one run: text, loop and VAE.
 
-    python tests/benchmarks/pictures.py                                            # on a CPU; 16 GB
+    python tests/benchmarks/pictures.py                                            # on a CPU
     python tests/benchmarks/pictures.py --dtype bfloat16 --steps 10 50 --batch 8   # on a GPU, and with --batch 1
 
-Needs the parity extra, for a GPU also `pip install ".[cuda]"` and PyTorch's CUDA build. The same random weights, noise,
-words, guidance and DDIM, on the same device; the pictures are compared too. On a CPU steps are few, since each takes
-seconds: what a picture of fifty takes is the first figure and the steps between. Beside them runs a product of
-matrices, the device's own rate. Of a dtype below float32 diffusers also decodes in it; we decode in float32.
+Needs the parity extra, for a GPU (not yet run on one) also `pip install ".[cuda]"` and PyTorch's CUDA build. The same
+random weights, noise, words, guidance and DDIM, on the same device; the pictures are compared too. On a CPU steps are
+few, since each takes seconds: what a picture of fifty takes is the first figure and the steps between. Beside them runs
+a product of matrices, the device's own rate. Of a dtype below float32 diffusers also decodes in it; we decode in
+float32.
 """
 
 from __future__ import annotations
