@@ -21,8 +21,8 @@ import sdjax
 from sdjax.checkpoint import native
 from sdjax.diffusion import add_noise, alphas, guide, split_prediction, training_pair
 from sdjax.hardware import Network, prepare
-from sdjax.toyworld import render_batch
 from sdjax.training import data, stages, unet
+from sdjax.training.doubled import Doubled
 from sdjax.training.loop import fit
 from sdjax.training.parts import latents_of
 from sdjax.vae import Posterior
@@ -52,8 +52,6 @@ class Own:
 
 OWN_THIRD = Own(between=(350, 1000), gap=(40, 300), scales=(1.0, 4.0))
 OWN_FOURTH = Own(between=(400, 960), gap=(20, 160), scales=(1.0, 3.0), spread=True, single=2 / 3)
-DOUBLED = 300, 930  # timesteps of the fifth's states: above, where solids are is open; below, what they look like
-LOUD = 0.3, 1.0  # how much of the solid that is to stay is there, and of that the other may have any share
 
 
 def column(values):
@@ -64,11 +62,6 @@ def column(values):
 def towards(clean, state, a):
     """The v that leads a state back to a clean picture: x0 = sqrt(a) x - sqrt(1 - a) v."""
     return (jnp.sqrt(column(a)) * state - clean) / jnp.sqrt(1 - column(a))
-
-
-def brought(t, between, diffusion):
-    """Timesteps that were spread over all, spread between two."""
-    return between[0] + (between[1] - between[0]) * t // diffusion.train_steps
 
 
 def go_on(sd, folder, recipe, batch_at, states):
@@ -110,7 +103,8 @@ def on_own_states(sd, latents, folder, recipe, own):
 
     def states(x0, eps, t, texts, predict, keys, batch):
         if own.spread:
-            t = t.at[1::2].set(brought(t[1::2], own.between, diffusion))
+            low, high = own.between
+            t = t.at[1::2].set(low + (high - low) * t[1::2] // diffusion.train_steps)
         x, target, _ = training_pair(x0, eps, t, diffusion)
         clean, words, to = x0[1::2], texts[0][1::2], t[1::2]
         above = jnp.minimum(to + jax.random.randint(keys[0], to.shape, *own.gap), diffusion.train_steps - 1)
@@ -130,38 +124,18 @@ def on_own_states(sd, latents, folder, recipe, own):
 
 
 def on_doubled_solids(sd, latents, folder, recipe):
-    """The fifth: the second half of a batch are scenes with one solid, and with the same again at another place."""
-    diffusion, a = sd.config.diffusion, jnp.asarray(alphas(sd.config.diffusion), jnp.float32)
-    scenes = [data.train_scene(i) for i in range(len(latents.mean))]
-    single = np.array([i for i, scene in enumerate(scenes) if len(scene.solids) == 1])
-    look = lambda scene: (scene.solids[0].colour, scene.solids[0].shape, scene.solids[0].size, scene.time)
-    alike = {}
-    for i in single:
-        alike.setdefault(look(scenes[i]), []).append(i)
-    times = sorted({scene.time for scene in scenes})
-    bare = [dataclasses.replace(scenes[0], solids=(), time=time, relation=None) for time in times]
-    empty = dict(zip(times, np.asarray(sd.vae.encode(data.to_float(render_batch(bare)[0])).mean)))
+    """The fifth: every second picture is a scene with one solid, and with the same again at another place."""
+    doubled = Doubled(latents, sd.vae.module, every=2)
 
     def batch_at(step):
-        rng, half = data.step_rng(recipe.seed, step), recipe.batch // 2
-        rows = np.concatenate([rng.integers(len(scenes), size=half), rng.choice(single, half)])
-        batch = unet.batch_of(latents, sd.tokenizer, rows, rng)
-        other = np.array([rng.choice(alike[look(scenes[row])]) for row in rows[half:]])
-        return batch | {
-            "other": latents.mean[other], "empty": np.stack([empty[scenes[row].time] for row in rows[half:]])
-        }
+        rng = data.step_rng(recipe.seed, step)
+        rows, more = doubled.batch(rng.integers(len(doubled.scenes), size=recipe.batch), rng)
+        return unet.batch_of(latents, sd.tokenizer, rows, rng) | more
 
     def states(x0, eps, t, texts, predict, keys, batch):
-        half = len(x0) // 2
-        t = jnp.concatenate([t[0::2], t[1::2]])  # so that both halves are spread evenly
-        t = t.at[half:].set(brought(t[half:], DOUBLED, diffusion))
-        x, target, _ = training_pair(x0, eps, t, diffusion)
-        clean, empty, other = x0[half:], *(sd.config.vae.scale * batch[name] for name in ("empty", "other"))
-        loud = jax.random.uniform(keys[0], (half, 1, 1, 1), minval=LOUD[0], maxval=LOUD[1])
-        share = jax.random.uniform(keys[1], (half, 1, 1, 1))
-        both = empty + loud * (clean - empty) + loud * share * (other - empty)
-        state = add_noise(both, eps[half:], a[t[half:]])
-        return x.at[half:].set(state), t, target.at[half:].set(towards(clean, state, a[t[half:]]))
+        eps, t = doubled.noise(x0, eps, t, batch, keys[0], sd.config.vae.scale, sd.config.diffusion)
+        x, target, _ = training_pair(x0, eps, t, sd.config.diffusion)
+        return x, t, target
 
     return go_on(sd, folder, recipe, batch_at, states)
 
@@ -170,7 +144,7 @@ if __name__ == "__main__":
     prepare()
     start, run = map(Path, sys.argv[1:])
     for name, recipe in (("1", FIRST), ("2", SECOND)):
-        stages.train_unet(run / name, recipe, start=start)
+        stages.train_unet(run / name, recipe, start=start, every=None)
         start = run / name / "model"
     sd = sdjax.load(start)
     pictures = data.pictures(run / "data", stages.SCENES)

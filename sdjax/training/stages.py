@@ -28,6 +28,7 @@ from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import LANGUAGES, caption, describe, scene_at
 from sdjax.training import clip, conditioned, data, judge, unet, vae
+from sdjax.training.doubled import Doubled
 from sdjax.training.loop import Recipe
 from sdjax.training.parts import latents_of, read_module, write_module
 from sdjax.unet import UNet
@@ -115,12 +116,13 @@ def train_clip(
 
 
 def train_unet(
-    run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES, start: Path | None = None
+    run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES, start: Path | None = None,
+    every: int | None = unet.DOUBLED,
 ) -> None:
     """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model.
 
     `start` is a model of the same kind whose denoiser, of any width, is gone on with, and whose other parts are taken
-    where `run` has none of its own; InputError for another.
+    where `run` has none of its own; InputError for another. `every` so many-th picture has a solid too many, or none.
     """
     begun = None if start is None else load(start)
     if begun:
@@ -142,7 +144,8 @@ def train_unet(
 
     trained = unet.train(config.unet, config.diffusion, text, tokenizer, latents, scale, run / "unet", recipe,
                          watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"),
-                         start=begun and begun.unet.module)
+                         start=begun and begun.unet.module,
+                         doubled=Doubled(latents, coder, every) if every else None)
     native.save(assembled(trained), run / "model", "float16", replace=True)
 
 

@@ -16,6 +16,7 @@ from sdjax.diffusion import add_noise, alphas, training_pair
 from sdjax.request import MOST_NOISE
 from sdjax.tokenizer import Tokenizer
 from sdjax.training.data import captions, step_rng, train_scene
+from sdjax.training.doubled import Doubled
 from sdjax.training.loop import Recipe, fit
 from sdjax.unet import UNet
 from sdjax.vae import Posterior
@@ -23,6 +24,7 @@ from sdjax.vae import Posterior
 RECIPE = Recipe(steps=7600, batch=16, learning_rate=3e-3, decay=0.5, muon=True, save_every=500)
 # Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
 DROP = 0.1
+DOUBLED = 4  # every fourth picture of a batch shows a solid too many (doubled.py)
 
 
 def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig) -> jax.Array:
@@ -66,21 +68,23 @@ def train(
     config: UNetConfig, diffusion: DiffusionConfig, text_encoder: TextEncoder, tokenizer: Tokenizer,
     latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
     watch: Callable[[int, UNet], None] | None = None, start: UNet | None = None, beside: np.ndarray | None = None,
-    low_res: DiffusionConfig | None = None, crop: int | None = None,
+    low_res: DiffusionConfig | None = None, crop: int | None = None, doubled: Doubled | None = None,
 ) -> UNet:
     """The trained denoiser; `latents` are the unscaled posteriors of scenes 0 to n of the training split.
 
     `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with; `beside`
     [n, h, w, k] are the channels that it sees beside the latents, noised by the schedule `low_res` where there is one;
-    with `crop` it learns from squares of that side.
+    with `crop` it learns from squares of that side; `doubled` puts a solid too many into some.
     """
     graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
-        rows = rng.integers(len(latents.mean), size=recipe.batch)
-        batch = batch_of(latents, tokenizer, rows, rng)
+        rows, more = rng.integers(len(latents.mean), size=recipe.batch), {}
+        if doubled is not None:
+            rows, more = doubled.batch(rows, rng)
+        batch = batch_of(latents, tokenizer, rows, rng) | more
         if beside is not None:
             batch["beside"] = beside[rows]
         return batch if crop is None else batch | squares(batch, crop, rng)
@@ -90,6 +94,8 @@ def train(
         x0 = scale * Posterior(batch["mean"], batch["log_variance"]).sample(of_latent)
         eps = jax.random.normal(of_noise, x0.shape)
         t = timesteps(of_time, len(x0), diffusion)
+        if doubled is not None:
+            eps, t = doubled.noise(x0, eps, t, batch, jax.random.fold_in(key, 2), scale, diffusion)
         text = nnx.merge(text_graph, text_parameters)(batch["ids"])
         x, target, weight = training_pair(x0, eps, t, diffusion)
         shown, classes = batch.get("beside"), None
