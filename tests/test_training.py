@@ -258,6 +258,17 @@ def test_timesteps_are_uniform_each_and_spread_evenly_together():
     assert ((t >= 500).sum(axis=1) == 8).mean() > 0.9 and np.ptp((t >= 500).sum(axis=1)) <= 2
 
 
+def test_an_upscalers_timesteps_lean_towards_noise_and_its_levels_towards_none():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    t = np.asarray(jax.vmap(lambda key: unet.timesteps(key, 16, DiffusionConfig(), lean=3.0))(keys))
+    assert 0 <= t.min() and t.max() <= 999
+    for below in (250, 500, 750):
+        assert abs((t < below).mean() - (below / 1000) ** 3) < 0.01
+    levels = np.asarray(jax.vmap(lambda key: unet.levels(key, 16, 350))(keys))
+    assert levels.min() == 0 and levels.max() == 350
+    assert abs((levels <= 20).mean() - (21 / 351) ** (1 / unet.LEAN)) < 0.01
+
+
 def test_latents_are_scaled_to_unit_variance():
     latents = np.random.default_rng(0).normal(scale=5.49, size=(20, 8, 8, 4))
     assert np.isclose(latent_scale(latents), 0.18215, rtol=0.02)  # what Stable Diffusion's constant says of its own

@@ -24,16 +24,25 @@ from sdjax.vae import Posterior
 RECIPE = Recipe(steps=7600, batch=16, learning_rate=3e-3, decay=0.5, muon=True, save_every=500)
 # Captions left out so often, so that the same network also learns to draw without one: arXiv:2207.12598.
 DROP = 0.1
+# What a small picture leaves open is settled at the noisiest steps. What is not learned there sampling shows twice: it
+# draws one of the pictures that might be, as far from their mean as the true one is.
+LEAN = 3.0  # of an upscaler's timesteps towards noise, and of its small pictures' levels towards none
 DOUBLED = 4  # every fourth picture of a batch shows a solid too many (doubled.py)
 
 
-def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig) -> jax.Array:
+def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig, lean: float = 1.0) -> jax.Array:
     """Timesteps int32 [count] to learn at: each is uniform, and together they are spread evenly.
 
     A batch then sees every level of noise, and its loss says less about which it drew: arXiv:2107.00630 appendix I.1.
+    With `lean` above 1 they lean towards noise: t / T has the density lean (t / T)^(lean - 1).
     """
     share = (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
-    return (diffusion.train_steps * share).astype(jnp.int32)
+    return (diffusion.train_steps * share ** (1.0 / lean)).astype(jnp.int32)
+
+
+def levels(key: jax.Array, count: int, most: int) -> jax.Array:
+    """Levels of noise int32 [count] on a small picture, from 0 to `most`, more often the low ones."""
+    return ((most + 1) * jax.random.uniform(key, (count,)) ** LEAN).astype(jnp.int32)
 
 
 def squares(batch: dict[str, np.ndarray], side: int, rng: np.random.Generator, tries: int = 4) -> dict[str, np.ndarray]:
@@ -93,7 +102,7 @@ def train(
         of_latent, of_noise, of_time = jax.random.split(key, 3)
         x0 = scale * Posterior(batch["mean"], batch["log_variance"]).sample(of_latent)
         eps = jax.random.normal(of_noise, x0.shape)
-        t = timesteps(of_time, len(x0), diffusion)
+        t = timesteps(of_time, len(x0), diffusion, 1.0 if low_res is None else LEAN)
         if doubled is not None:
             eps, t = doubled.noise(x0, eps, t, batch, jax.random.fold_in(key, 2), scale, diffusion)
         text = nnx.merge(text_graph, text_parameters)(batch["ids"])
@@ -101,7 +110,7 @@ def train(
         shown, classes = batch.get("beside"), None
         if low_res is not None:
             of_level, of_small = jax.random.split(jax.random.fold_in(key, 1))
-            classes = jax.random.randint(of_level, (len(x),), 0, min(MOST_NOISE + 1, config.classes))
+            classes = levels(of_level, len(x), min(MOST_NOISE, config.classes - 1))
             share = jnp.asarray(alphas(low_res), jnp.float32)[classes]
             shown = add_noise(shown, jax.random.normal(of_small, shown.shape), share)
         x = x if shown is None else jnp.concatenate([x, shown], axis=-1)
