@@ -26,7 +26,7 @@ RECIPE = Recipe(steps=7600, batch=16, learning_rate=3e-3, decay=0.5, muon=True, 
 DROP = 0.1
 # What a small picture leaves open is settled at the noisiest steps. What is not learned there sampling shows twice: it
 # draws one of the pictures that might be, as far from their mean as the true one is.
-LEAN = 3.0  # of an upscaler's timesteps towards noise, and of its small pictures' levels towards none
+LEAN = 2.0  # of an upscaler's timesteps towards noise, and of its small pictures' levels towards none
 DOUBLED = 4  # every fourth picture of a batch shows a solid too many (doubled.py)
 
 
