@@ -58,7 +58,7 @@ def attend_plain(
 def attend_chunked(
     q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"], chunk: int = CHUNK
 ) -> Float[Array, "b h n d"]:
-    """The same, one head and `chunk` queries at a time; a row of logits is never split.
+    """The same, one head and at most `chunk` queries at a time; a row of logits is never split.
 
     The pictures of a batch go side by side, not in turns, so that the batch can be spread over devices.
     """
@@ -70,8 +70,10 @@ def _one_picture(
 ) -> Float[Array, "h n d"]:
     """The sum over keys is divided out after the product with v, which touches n d numbers, not n m."""
     h, n, d = q.shape
-    padded = -(-n // chunk) * chunk
-    chunks = jnp.pad(q, ((0, 0), (0, padded - n), (0, 0))).reshape(h, padded // chunk, chunk, d)
+    count = -(-n // chunk)
+    chunk = -(-n // count)  # as even as they come: 576 queries are two times 288, not 512 and 64 that are filled up
+    padded = count * chunk
+    chunks = jnp.pad(q, ((0, 0), (0, padded - n), (0, 0))).reshape(h, count, chunk, d)
 
     def head(qkv):
         queries, keys, values = qkv

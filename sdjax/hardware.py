@@ -33,12 +33,14 @@ YNN_KNOWN = ((0, 10, 2), (0, 13, 0))  # jaxlib versions that know the flag; an u
 def quiet_cpu() -> None:
     """Turns YNNPACK's fusions off; does nothing where the flag is unknown, a TPU is at hand, or XLA_FLAGS has it.
 
-    Must run before JAX first touches a device. The user's own XLA_FLAGS are kept.
+    Nor where XLA_FLAGS is the name of a file, which XLA would look for under the name with the flag. Must run before
+    JAX first touches a device. The user's own XLA_FLAGS are kept.
     """
     version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:3] if part.isdigit())
     flags = os.environ.get("XLA_FLAGS", "")
     other_parser = importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "") != "cpu"
-    if YNN_KNOWN[0] <= version < YNN_KNOWN[1] and "ynn_fusion_type" not in flags and not other_parser:
+    file = flags.strip() and not flags.lstrip().startswith("-")
+    if not file and YNN_KNOWN[0] <= version < YNN_KNOWN[1] and "ynn_fusion_type" not in flags and not other_parser:
         os.environ["XLA_FLAGS"] = f"{flags} {YNN_FLAG}".strip()
 
 
@@ -51,12 +53,12 @@ def prepare() -> None:
     quiet_cpu()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdjax"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdjax"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-    except OSError:
-        return  # a home that cannot be written only costs the time to compile again
+    except (OSError, RuntimeError):
+        return  # no home, or one that cannot be written, only costs the time to compile again
     if os.name == "posix" and (found.st_uid != os.getuid() or found.st_mode & 0o077):
         return  # somebody else may write there, too
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -17,9 +17,6 @@ PLAIN = os.environ.get("SDJAX_PLAIN", "") not in ("", "0")
 
 # More logits than this in one call, and the queries are taken in chunks: 64 MB in float32.
 MAX_LOGITS = 2**24
-# cuDNN's fused attention takes heads of at most so many numbers, in multiples of 8
-# (docs.nvidia.com/deeplearning/cudnn, "Scaled Dot Product Attention").
-CUDNN_HEAD = 128
 # A Winograd convolution saves multiplications and costs the transforms, so it wants many channels, and many tiles to
 # use a transformed kernel on. On 2 cores with AVX2 it took 0.33 to 0.77 of the direct one's time at 4,096 pixels and
 # more of 256 channels and more, 0.7 to 1 at 2,048 pixels, and up to twice as long below.
@@ -36,7 +33,7 @@ def attention(platform: str, q: tuple[int, ...], keys: int, dtype: jnp.dtype, ma
     if PLAIN or masked:
         return "plain"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and half and d % 8 == 0 and d <= CUDNN_HEAD and cudnn_works(d):
+    if platform == "gpu" and half and d % 8 == 0 and cudnn_works(d):
         return "cudnn"
     return "chunked" if b * h * n * keys > MAX_LOGITS else "plain"
 
@@ -49,12 +46,16 @@ def winograd(x: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> b
 
 @functools.cache
 def cudnn_works(d: int) -> bool:
-    """Whether this GPU and its libraries have cuDNN's fused attention for heads of d: asked once, of a small one."""
+    """Whether this GPU and its libraries have cuDNN's fused attention for heads of d, a multiple of 8: asked once.
+
+    How large a head may be depends on the card, 128 or 256 numbers (docs.nvidia.com/deeplearning/cudnn, "Scaled Dot
+    Product Attention"), so it is asked, of as many queries and keys as the coarsest level of SD 1.5 has for a text.
+    """
     try:
         # The question comes while another program is being traced, of which the small one must not become a part.
         with jax.ensure_compile_time_eval():
-            x = jnp.ones((1, 8, 1, d), jnp.bfloat16)
-            np.asarray(jax.nn.dot_product_attention(x, x, x, implementation="cudnn"))
+            q, k = jnp.ones((1, 64, 1, d), jnp.bfloat16), jnp.ones((1, 77, 1, d), jnp.bfloat16)
+            np.asarray(jax.nn.dot_product_attention(q, k, k, implementation="cudnn"))
     except Exception:  # no such card, no such library, too old a one: each raises its own
         return False
     return True

@@ -34,8 +34,9 @@ from sdjax.vae import Posterior
 
 Pictures = Float[np.ndarray, "b H W 3"]
 
-# A side of 768 pixels is the most that a released model was trained at: up to there the VAE sees the whole picture.
-WHOLE, TILE = 768, 512
+# 768 pixels a side is the most that a released model was trained at: up to so many in all the VAE sees the whole
+# picture, and larger ones in square tiles.
+WHOLE, TILE = 768**2, 512
 
 
 @dataclass(frozen=True)
@@ -243,9 +244,9 @@ class StableDiffusion:
     def to_pictures(self, latents: Array) -> Pictures:
         """Scaled latents [b, h, w, z] to pictures in [-1, 1], one at a time, so that memory does not grow with b.
 
-        On several devices each has one at a time. Larger ones than `WHOLE` pixels are decoded in tiles of `TILE`:
-        memory and compiled program are then those of one tile, and colours may differ a little between tiles, since
-        the VAE's norms and its attention see one tile each.
+        On several devices each has one at a time. Those of more than `WHOLE` pixels are decoded in tiles of `TILE` a
+        side: memory and compiled program are then those of one tile. The VAE's norms and its attention see one tile
+        each, so its colours are those that the tile alone would have.
         """
         scaled, devices = np.asarray(latents) / np.float32(self.config.vae.scale), self.mesh.size if self.mesh else 1
         pictures = np.concatenate([
@@ -261,7 +262,7 @@ class StableDiffusion:
     def to_posterior(self, pictures: Pictures) -> Posterior:
         """The VAE's Gaussian of unscaled latents of pictures in [-1, 1], in tiles as `to_pictures` decodes them."""
         f, (height, width) = self.config.vae.factor, pictures.shape[1:3]
-        if max(height, width) <= WHOLE:
+        if height * width <= WHOLE:
             return self.vae.encode(pictures)
         filled = tiling.padded(pictures, TILE)
 
@@ -277,7 +278,7 @@ class StableDiffusion:
     def _decode(self, latents: np.ndarray) -> Pictures:
         decode = lambda z: np.asarray(self.vae.decode(spread_rows(z, self.mesh)), np.float32)[: len(z)]
         f, (h, w) = self.config.vae.factor, latents.shape[1:3]
-        if f * max(h, w) <= WHOLE:
+        if f * h * f * w <= WHOLE:
             return decode(latents)
         z = tiling.padded(latents, TILE // f)
         drawn = tiling.blended(*z.shape[1:3], TILE // f, TILE // f // 4, f, lambda corner: decode(corner.of(z)))

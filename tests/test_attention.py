@@ -68,6 +68,13 @@ def test_chunked_equals_plain_whether_the_chunks_fit_or_not(queries):
     assert np.allclose(attend_chunked(q, k, v, chunk=8), attend_plain(q, k, v), atol=1e-6)
 
 
+def test_chunks_are_as_even_as_they_come():
+    """Nine queries in chunks of at most eight are twice five, not twice eight of which seven are filled up."""
+    q, k = jnp.ones((1, 2, 9, 4)), jnp.ones((1, 2, 11, 4))
+    program = str(jax.make_jaxpr(lambda q, k: attend_chunked(q, k, k, chunk=8))(q, k))
+    assert "5,11]" in program and "8,11]" not in program
+
+
 def test_gradients_are_the_same_through_chunks():
     q, k, v = normal(0, 1, 2, 5, 4), normal(1, 1, 2, 6, 4), normal(2, 1, 2, 6, 4)
     chunked = jax.jit(jax.grad(lambda q: attend_chunked(q, k, v, chunk=4).sum()))(q)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -72,4 +73,18 @@ def test_every_row_is_the_work_over_the_median_and_survives_json(monkeypatch):
         assert row["gflop_per_second"] == pytest.approx(work / middle)
         assert row["share_of_matmul"] == pytest.approx(work / middle / (works[0] / 2))
     assert json.loads(json.dumps(report)) == report
-    assert len(bench.table(report).splitlines()) == 4
+    assert len(bench.table(report).splitlines()) == 5 and report["settings"]["peak_bytes"] > 1e6
+    assert report["settings"]["processor"] and report["settings"]["XLA_FLAGS"]  # conftest.py has set some
+
+
+def test_to_compile_means_to_compile_also_where_a_cache_was_in_use_before():
+    """JAX remembers from its first compilation on whether there is a cache."""
+    def cached(number):
+        jax.jit(lambda x: x * number)(1.0)
+        return {path.name for path in Path(jax.config.jax_compilation_cache_dir).iterdir()}
+
+    before = cached(12345.0)
+    assert before
+    with bench.compiling_anew():
+        assert cached(12346.0) == before
+    assert cached(12347.0) > before

@@ -35,6 +35,7 @@ def test_the_cache_is_the_users_own_and_their_flags_are_kept(settings, tmp_path)
     [("0.10.2", "", False, hardware.YNN_FLAG), ("0.12.1", "--a", False, f"--a {hardware.YNN_FLAG}"),
      ("0.10.1", "--a", False, "--a"), ("0.13.0", "", False, ""),  # an unknown flag would end the process
      ("0.10.2", f"{hardware.YNN_FLAG}of_the_user", False, f"{hardware.YNN_FLAG}of_the_user"),
+     ("0.10.2", "flags.txt", False, "flags.txt"),  # XLA reads flags from a file, too
      ("0.10.2", "--a", True, "--a")],  # libtpu reads the flags too, and does not know this one
 )
 def test_the_flag_is_set_only_where_it_is_known_and_never_over_the_users_own(
@@ -46,6 +47,16 @@ def test_the_flag_is_set_only_where_it_is_known_and_never_over_the_users_own(
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     hardware.quiet_cpu()
     assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_where_there_is_no_home_programs_are_compiled_each_time(settings, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(hardware.Path, "home", home)
+    hardware.prepare()
+    assert not settings
 
 
 def test_programs_that_others_can_write_are_not_run(settings, tmp_path):

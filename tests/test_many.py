@@ -16,7 +16,7 @@ import pytest
 from small_models import OPENAI, model
 
 from sdjax.checkpoint import native
-from sdjax.cli.many import Line, draw_lines, read_lines, share
+from sdjax.cli.many import Line, draw_lines, join, read_lines, share
 from sdjax.config import sd1
 from sdjax.errors import InputError
 from sdjax.images import read_picture, read_settings, to_uint8
@@ -115,6 +115,18 @@ def test_every_line_is_of_exactly_one_process():
     assert sorted(share(lines, 3, 0) + share(lines, 3, 1) + share(lines, 3, 2)) == lines
     with pytest.raises(InputError, match="expected 0 to 2"):
         share(lines, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "processes", "process", "wrong"),
+    [("here", 2, 0, "expected HOST:PORT"), ("here:99999", 2, 0, "expected HOST:PORT"),
+     ("here:1234", 1, 0, "expected how many meet"),  # each would draw every line
+     ("here:1234", 2, 2, "expected 0 to 1"), ("auto", 2, 1, "leave out --processes")],
+)
+def test_who_meets_is_checked_before_they_wait_for_each_other(monkeypatch, coordinator, processes, process, wrong):
+    monkeypatch.setattr("jax.distributed.initialize", lambda **who: pytest.fail("it waits already"))
+    with pytest.raises(InputError, match=wrong):
+        join(coordinator, processes, process)
 
 
 def test_two_processes_share_the_lines_and_each_picture_is_the_one_drawn_alone(tmp_path):

@@ -28,7 +28,11 @@ def small(vocab_size=1024):
     """The configuration of `tiny`, narrower: latents are 16 x 16 x 4 of pictures of 128 pixels."""
     return dataclasses.replace(
         OPENCLIP, name="tiny", image_size=128, vae=dataclasses.replace(OPENCLIP.vae, channels=(4, 4, 4, 8)),
-        text=dataclasses.replace(OPENCLIP.text, vocab_size=vocab_size, end_id=vocab_size - 1, padding="eos"),
+        text=dataclasses.replace(
+            OPENCLIP.text, vocab_size=vocab_size, end_id=vocab_size - 1, padding="eos",
+            width=16,  # a state must have room for what it tells
+        ),
+        unet=dataclasses.replace(OPENCLIP.unet, context_width=16),
         vision=dataclasses.replace(OPENCLIP.vision, image_size=128, patch=32),
     )
 

@@ -47,7 +47,7 @@ def test_a_large_picture_is_encoded_in_tiles_of_one_shape(monkeypatch, height, w
     sd = model(OPENCLIP)
     f = sd.config.vae.factor
     picture = np.random.default_rng(0).uniform(-1, 1, (1, f * height, f * width, 3)).astype(np.float32)
-    monkeypatch.setattr(pipeline, "WHOLE", 8 * f)
+    monkeypatch.setattr(pipeline, "WHOLE", (7 * f) ** 2)
     monkeypatch.setattr(pipeline, "TILE", 8 * f)
     shapes, encode = set(), sd.vae.encode
     monkeypatch.setattr(sd.vae, "encode", lambda x: shapes.add(x.shape) or encode(x))
@@ -65,7 +65,7 @@ def test_a_large_picture_is_decoded_in_tiles_of_one_shape(monkeypatch, height, w
     f = sd.config.vae.factor
     z = np.random.default_rng(0).normal(size=(3, height, width, 4)).astype(np.float32)
     whole = sd.to_pictures(z)
-    monkeypatch.setattr(pipeline, "WHOLE", 8 * f)
+    monkeypatch.setattr(pipeline, "WHOLE", (7 * f) ** 2)
     monkeypatch.setattr(pipeline, "TILE", 8 * f)
     shapes, decode = set(), sd.vae.decode
     monkeypatch.setattr(sd.vae, "decode", lambda z: shapes.add(z.shape) or decode(z))

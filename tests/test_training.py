@@ -250,6 +250,15 @@ def test_what_a_word_tells_is_asked_of_each_of_its_tokens_and_of_the_end():
     assert (told[0, asked, -2:] == 0).all()  # alone, it stands in the middle of all that there is
 
 
+def test_what_is_told_stands_in_a_state_as_it_is_so_that_looks_are_equally_far_apart():
+    """Where a layer could read it off, "cube" and "cylinder" ended half as far apart as other shapes."""
+    scenes = [Scene((Solid("red", shape, "large", 0.3, 0.5, 0.0),), "day", None) for shape in ("cube", "cylinder")]
+    wanted = told_by_token(["a red cube", "a red cylinder"], scenes, Tokenizer.clip())[:, 3]
+    states = jnp.zeros((2, 32)).at[:, : wanted.shape[1]].set(clip.LOUD * wanted)
+    assert np.allclose(clip.told_in(states), wanted)
+    assert np.isclose(np.linalg.norm(states[0] - states[1]), np.sqrt(2) * clip.LOUD)
+
+
 def test_timesteps_are_uniform_each_and_spread_evenly_together():
     draw = jax.vmap(lambda key: unet.timesteps(key, 16, DiffusionConfig()))
     t = np.asarray(draw(jax.random.split(jax.random.key(0), 2000)))

@@ -58,8 +58,7 @@ def read_lines(path: Path) -> list[Line]:
 
 def share(lines: list[Line], processes: int, process: int) -> list[Line]:
     """The lines of one process of many."""
-    if not 0 <= process < processes:
-        raise InputError(f"--process: found {process} of {processes}, expected 0 to {processes - 1}")
+    _check(processes, process)
     return lines[process::processes]
 
 
@@ -71,16 +70,28 @@ def join(coordinator: str, processes: int, process: int) -> tuple[int, int]:
     """
     import jax
 
-    if coordinator != "auto" and not re.fullmatch(r".+:\d{1,5}", coordinator):
-        raise InputError(f"--coordinator: found {coordinator!r}, expected HOST:PORT, or auto on a cluster")
-    who = {} if coordinator == "auto" else {
-        "coordinator_address": coordinator, "num_processes": processes, "process_id": process
-    }
+    if coordinator == "auto":
+        if (processes, process) != (1, 0):
+            raise InputError("--coordinator auto: asks the cluster who they are; leave out --processes and --process")
+        who = {}
+    else:
+        port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+        if not (port and 0 < int(port[1]) < 2**16):
+            raise InputError(f"--coordinator: found {coordinator!r}, expected HOST:PORT, or auto on a cluster")
+        if processes < 2:
+            raise InputError(f"--processes: found {processes}, expected how many meet at {coordinator}, 2 or more")
+        _check(processes, process)
+        who = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
         jax.distributed.initialize(**who, shutdown_timeout_seconds=DAY)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--coordinator: {coordinator}: {error}") from error
     return jax.process_count(), jax.process_index()
+
+
+def _check(processes: int, process: int) -> None:
+    if not 0 <= process < processes:
+        raise InputError(f"--process: found {process} of {processes}, expected 0 to {processes - 1}")
 
 
 def picture_path(out: Path, line: Line) -> Path:

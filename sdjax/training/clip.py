@@ -143,8 +143,11 @@ def train(
 ) -> tuple[TextEncoder, ImageEncoder]:
     """The two trained encoders; `pictures` uint8 [n, s, s, 3] are scenes 0 to n of the training split.
 
-    `start` are encoders to go on with. Raises InputError for fewer pictures than a batch has.
+    `start` are encoders to go on with. Raises InputError for fewer pictures than a batch has, or for states too narrow
+    for what they are to tell.
     """
+    if text.width < len(LOOKS) + 2:
+        raise InputError(f"text width: found {text.width}, expected at least {len(LOOKS) + 2}, what a state tells")
     if len(pictures) < recipe.batch:
         raise InputError(f"scenes: found {len(pictures)}, expected at least the {recipe.batch} of a batch")
     both = CLIP(text, vision, rngs=nnx.Rngs(recipe.seed))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -132,9 +131,13 @@ def main() -> None:
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     given = parser.parse_args()
     prepare()
-    jax.config.update("jax_enable_compilation_cache", False)  # to compile means to compile
     if given.alone:
         return alone(given.alone, given.side)
+    with bench.compiling_anew():
+        measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
     held = {name: held_at_most(name, given.side) for name in (OURS, PLAIN, EAGER)} if given.memory else {}
 
     sd, (x, t, text) = bench.random_model(sd1()), inputs(given.side)
@@ -150,11 +153,9 @@ def main() -> None:
                 PLAIN: timed(PLAIN, lambda: ours(sd.unet, x, t, text, True))}
     programs[LOOP], draw = timed(LOOP, lambda: loop(sd, x, text))
     torch_given, peer = torch_inputs(x, t, text), torch_unet(sd)
-    side, products = bench.ON_CPU
-    square = jnp.asarray(np.random.default_rng(1).standard_normal((side, side)), jnp.float32)
-    multiply = compiled()(lambda a: jax.lax.fori_loop(0, products, lambda _, x: (x @ a) / side**0.5, a))
+    multiply, of_products = bench.yardstick()
     steps: dict[str, Callable[[], Any]] = {
-        PRODUCT: lambda: multiply(square), OURS: lambda: programs[OURS](sd.unet.state, x, t, text),
+        PRODUCT: multiply, OURS: lambda: programs[OURS](sd.unet.state, x, t, text),
         PLAIN: lambda: programs[PLAIN](sd.unet.state, x, t, text), LOOP: draw, EAGER: eager(peer, torch_given),
     }
     if importlib.util.find_spec("openvino"):
@@ -167,7 +168,7 @@ def main() -> None:
     taken = bench.in_turns(steps, given.rounds)
     taken[LOOP] = [seconds / STEPS for seconds in taken[LOOP]]
     work = dict.fromkeys(taken, 2 * bench.unet_flops(sd.config.unet, given.side, given.side) / 1e9)
-    work[PRODUCT] = 2 * products * side**3 / 1e9
+    work[PRODUCT] = of_products / 1e9
     middle = {name: float(np.median(seconds)) for name, seconds in taken.items()}
     found = []
     for name, seconds in taken.items():
@@ -188,10 +189,10 @@ def main() -> None:
         found.append(row)
         print(told(row), flush=True)
     if given.out:
-        known = ("jax", "torch", "diffusers", *(["openvino"] if OPENVINO in taken else []))
-        report = {"rounds": given.rounds, "side": given.side, "batch": 2, "dtype": "float32",
-                  "device": jax.devices()[0].device_kind, "cores": os.cpu_count(),
-                  "versions": {name: metadata.version(name) for name in known}, "rows": found}
+        known = ("torch", "diffusers", *(["openvino"] if OPENVINO in taken else []))
+        settings = {"rounds": given.rounds, "side": given.side, "batch": 2, "dtype": "float32", **bench.machine(),
+                    **{name: metadata.version(name) for name in known}}
+        report = {"settings": settings, "rows": found}
         given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from sdjax import bench, samplers
 from sdjax.checkpoint.export import to_diffusers
 from sdjax.config import sd1
-from sdjax.hardware import compiled, prepare
+from sdjax.hardware import prepare
 from sdjax.pipeline import StableDiffusion
 
 WORDS, GUIDANCE, SEED, FIFTY = "a photograph of an astronaut riding a horse", 7.5, 0, 50
@@ -58,10 +58,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     given = parser.parse_args()
     prepare()
-    jax.config.update("jax_enable_compilation_cache", False)
+    with bench.compiling_anew():
+        measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
     import torch
 
-    device, chip = "cuda" if jax.default_backend() == "gpu" else "cpu", jax.devices()[0]
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     sd = bench.random_model(sd1(), jnp.dtype(given.dtype))
     peer, side = diffusers_pipeline(sd, device, given.dtype), given.side // sd.config.vae.factor
     keys = samplers.image_keys(SEED, 0, given.batch)
@@ -80,14 +84,12 @@ def main() -> None:
     few, more = given.steps
     one, other = ours(few), theirs(few)
     difference = float(np.linalg.norm(one - other) / np.linalg.norm(other - other.mean()))
-    width, products = bench.ON_CPU if device == "cpu" else bench.ELSEWHERE
-    square = jnp.asarray(np.random.default_rng(1).standard_normal((width, width)), given.dtype)
-    multiply = compiled()(lambda a: jax.lax.fori_loop(0, products, lambda _, x: (x @ a) / width**0.5, a))
-    taken = bench.in_turns({PRODUCT: partial(multiply, square)} | {
+    multiply, of_products = bench.yardstick(given.dtype)
+    taken = bench.in_turns({PRODUCT: multiply} | {
         f"{name}, {steps}": partial(draw, steps)
         for steps in (few, more) for name, draw in ((OURS, ours), (EAGER, theirs))
     }, given.rounds)
-    rate = 2 * products * width**3 / float(np.median(taken.pop(PRODUCT)))
+    rate = of_products / float(np.median(taken.pop(PRODUCT)))
     seconds = {name: {steps: taken[f"{name}, {steps}"] for steps in (few, more)} for name in (OURS, EAGER)}
     rows = []
     for name, found in seconds.items():
@@ -104,8 +106,8 @@ def main() -> None:
     print(f"pictures differ by {difference:.1e} of what there is to see")
     if given.out:
         settings = {name: getattr(given, name) for name in ("rounds", "batch", "side", "dtype")}
-        settings |= {"device": chip.device_kind, "matmul_gflop_per_second": rate / 1e9, "difference": difference}
-        settings |= {name: metadata.version(name) for name in ("jax", "torch", "diffusers")}
+        settings |= {"matmul_gflop_per_second": rate / 1e9, "difference": difference, **bench.machine()}
+        settings |= {name: metadata.version(name) for name in ("torch", "diffusers")}
         given.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
