@@ -6,8 +6,8 @@ never. So each picture also sees its own caption with one word wrong, a hard neg
 Even then "left of" and "right of" end as nearly the same states: what the loss hardly asks, an encoder does not keep,
 and the denoiser cannot draw what it cannot hear. In a toy world it is known what a caption means. So the state of each
 word must also tell of the solid named last, how it looks and on which side of the scene it stands, and tell it aloud:
-in its first channels, as they are. Where a linear layer may read it off, that layer grows instead, "cube" and
-"cylinder" stay half as far apart as "cube" and "cone", and the denoiser draws cylinders for both.
+in its first channels, as they are. Where a linear layer may read it off, that layer grows instead, and "cube" and
+"cylinder" stay half as far apart as "cube" and "cone".
 """
 
 from __future__ import annotations
