@@ -215,7 +215,7 @@ show(plots.pictures([p for row in zip(*shown[:4]) for p in row],
      "Four scenes in three rows: blurred by the bicubic filter, drawn by the upscaler with sharp edges, and the truth.")
 
 # %% [markdown]
-# It wins neither, but look at what the error consists of. Bicubic is hardly wrong where nothing is to be seen, and
+# It wins neither, but look at what its error consists of. Bicubic is hardly wrong where nothing is to be seen, and
 # nowhere right at an edge; the upscaler decides where the edge runs, and is off by a little in between. An earlier
 # state of this upscaler was 2.4 dB *behind* the filter, hardly by its edges (a squared error of 0.0050 there, the
 # filter's 0.0043), but by being off by a little everywhere else (0.0010 against 0.00003, `weights/README.md`): flat
@@ -227,7 +227,7 @@ show(plots.pictures([p for row in zip(*shown[:4]) for p in row],
 # At every step the network foresees the clean picture. At the first, where its latents are nothing but noise, it has
 # only the small picture to go by, and says the *mean* of all large ones that this could be.
 #
-# **Predict:** is the first guess, or the picture after fifty steps, nearer to the truth in decibels? Which is sharper?
+# **Predict:** is the first guess, or the picture after the last step, nearer to the truth?
 
 # %%
 foreseen = [[s.preview()[0] for s in sd.upscale_steps(pair(i)[0], pair(i)[2], steps=steps, seed=0)
@@ -237,18 +237,18 @@ near, steep = (np.array([[f(p, pair(i)[1]) for p in row] for i, row in enumerate
 for k, step in enumerate(at):
     print(f"step {step:<3} PSNR {near[:, k].mean():.1f} dB, sharpness {steep[:, k].mean():.2f}")
 assert near[:, 0].mean() > near[:, -1].mean()
-detail = np.s_[40:96, 40:96]
-show(plots.pictures([p[detail] for p in (*foreseen[0], large)], [*(f"step {step}" for step in at), "the truth"],
+detail = np.s_[40:104, 30:94]
+show(plots.pictures([p[detail] for p in (*foreseen[3], pair(3)[1])], [*(f"step {step}" for step in at), "the truth"],
                     side=2.2),
-     "The middle of the first scene as it was foreseen at the first step, half way and at the last, and the truth.")
+     "A part of the fourth scene as it was foreseen at the first step, half way and at the last, and the truth.")
 
 # %% [markdown]
-# Sampling makes the error larger, and nothing is wrong with that: it draws *one* of the pictures that might be, and
-# one draw is as far from the mean as the truth is, so the two errors add up to twice that of the mean, 3 dB. No method
-# has both, the least error and pictures that look like true ones (arXiv:1711.06077). It also says where to mend an
-# upscaler that is too far off: what counts is how well the first, noisiest steps know the picture, since whatever they
-# leave open is doubled. Training that drew noisy timesteps more often brought this one from 2.5 to the decibels that
-# `weights/README.md` has.
+# Each step makes it worse, and that is how sampling should be. It draws *one* of the pictures that might be, and a draw
+# is as far from their mean as the truth is, so its squared error is twice that of the mean, 3 dB. Where a small picture
+# leaves much open, the mean is a blur and a draw is sharp, and no method has both, the least error and pictures that
+# look like true ones (arXiv:1711.06077). Our world leaves little open; most of what is doubled here is what the network
+# does not know. So an upscaler that is too far off is mended at its *first* steps: training that drew the noisy
+# timesteps more often took this one from 2.5 dB above bicubic to 3.4 (`weights/README.md`).
 #
 # What did the words do? The small picture says nearly all of it:
 
