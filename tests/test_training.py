@@ -329,5 +329,7 @@ def test_clip_reads_captions_of_the_scenes_that_it_is_shown(monkeypatch):
         told_by_token=lambda said, scenes, tokenizer: np.zeros((len(said), 1, 1)),
     )
     sd = model(OPENCLIP)
-    clip.train(sd.config.text, sd.config.vision, sd.tokenizer, pictures, None)
+    clip.train(dataclasses.replace(sd.config.text, width=16), sd.config.vision, sd.tokenizer, pictures, None)
+    with pytest.raises(InputError, match="text width: found 8, expected at least 15"):
+        clip.train(sd.config.text, sd.config.vision, sd.tokenizer, pictures, None)
     assert said == [train_scene(int(row)) for row in rows()]
