@@ -5,7 +5,8 @@
 The first two are the recipe of training/unet.py with other numbers. In the others up to half of a batch are no noised
 pictures but states that sampling meets and training does not (exposure bias: arXiv:2301.11706, arXiv:2305.15583). In
 the third and fourth they are what the network's own guided step from further above leaves of a noised picture; in the
-fifth two solids, both faint, where one is asked for: the louder is to stay and the other to go.
+fifth two solids, both faint, where one is asked for: the louder is to stay and the other to go. It was run by the code
+of commit 79ffe90; training/doubled.py does the same with other chances, and has not been run from here.
 """
 
 import dataclasses
