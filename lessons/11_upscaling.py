@@ -243,12 +243,12 @@ show(plots.pictures([p[detail] for p in (*foreseen[3], pair(3)[1])], [*(f"step {
      "A part of the fourth scene as it was foreseen at the first step, half way and at the last, and the truth.")
 
 # %% [markdown]
-# It grows worse on the way, and that is how sampling should be. It draws *one* of the pictures that might be, and a draw
-# is as far from their mean as the truth is: by a perfect sampler twice the mean's squared error, 3 dB. Where a small picture
-# leaves much open, the mean is a blur and a draw is sharp, and no method has both, the least error and pictures that
-# look like true ones (arXiv:1711.06077). Our world leaves little open; most of what is doubled here is what the network
-# does not know. So an upscaler that is too far off is mended at its *first* steps: training that drew the noisy
-# timesteps more often took this one from 2.5 dB above bicubic to 3.4 (`weights/README.md`).
+# It grows worse on the way, and that is how sampling should be. It draws *one* of the pictures that might be, and a
+# draw is as far from their mean as the truth is: by a perfect sampler twice the mean's squared error, 3 dB. Where a
+# small picture leaves much open, the mean is a blur and a draw is sharp, and no method has both, the least error and
+# pictures that look like true ones (arXiv:1711.06077). Our world leaves little open; most of what is doubled here is
+# what the network does not know. So an upscaler that is too far off is mended at its *first* steps: training that drew
+# the noisy timesteps more often took this one from 2.5 dB above bicubic to 3.4 (`weights/README.md`).
 #
 # What did the words do? The small picture says nearly all of it:
 

@@ -82,12 +82,14 @@ def wider(vocab_size=1024):
 
 
 def test_a_denoiser_goes_on_in_an_empty_folder_among_the_parts_that_it_was_trained_with(run, tmp_path, monkeypatch):
+    asked = []
     monkeypatch.setattr(stages, "tiny", wider)
-    monkeypatch.setattr(unet, "train", lambda *parts, start, **options: start)
+    monkeypatch.setattr(unet, "train", lambda *parts, start, **options: asked.append(options) or start)
     sdjax.save(sdjax.load(run / "model"), tmp_path / "base")
     stages.run_stage("unet", tmp_path / "on", steps=1, scenes=SCENES, start=tmp_path / "base", seed=1)
     first, second = sdjax.load(tmp_path / "base"), sdjax.load(tmp_path / "on" / "model")
     same(first, second)
+    assert asked[0]["doubled"].every == unet.DOUBLED  # the recipe has solids too many
     assert second.config == first.config and second.tokenizer.merges == first.tokenizer.merges
 
 
