@@ -100,11 +100,13 @@ def attend(
     q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m e"],
     mask: Bool[Array, "n m"] | None = None,
 ) -> Float[Array, "b h n e"]:
-    """Attention by the way that `paths` gives for this platform and shape."""
-    path = paths.attention(jax.default_backend(), q.shape, k.shape[2], q.dtype, masked=mask is not None)
-    if path == "cudnn":
-        return attend_cudnn(q, k, v)
-    return attend_chunked(q, k, v) if path == "chunked" else attend_plain(q, k, v, mask)
+    """Attention by the way that `paths` gives for this shape and dtype; the kernel where it is compiled for a GPU."""
+    if mask is not None:
+        return attend_plain(q, k, v, mask)
+    own = attend_chunked if paths.chunked(q.shape, k.shape[2]) else attend_plain
+    if paths.cudnn(q.shape[-1], q.dtype):
+        return jax.lax.platform_dependent(q, k, v, cuda=attend_cudnn, default=own)
+    return own(q, k, v)
 
 
 class Attention(nnx.Module):

@@ -27,15 +27,16 @@ WINOGRAD_PIXELS = 2048  # of all pictures of the batch
 WINOGRAD_MOST = 2**16
 
 
-def attention(platform: str, q: tuple[int, ...], keys: int, dtype: jnp.dtype, masked: bool = False) -> str:
-    """"plain", "chunked" or "cudnn" for queries of shape [b, h, n, d] that look at so many keys."""
-    b, h, n, d = q
-    if PLAIN or masked:
-        return "plain"
+def chunked(q: tuple[int, ...], keys: int) -> bool:
+    """Whether queries of shape [b, h, n, d] that look at so many keys are taken in chunks."""
+    b, h, n, _ = q
+    return b * h * n * keys > MAX_LOGITS and not PLAIN
+
+
+def cudnn(d: int, dtype: jnp.dtype) -> bool:
+    """Whether a GPU, where the program is compiled for one, takes heads of d by its own kernel."""
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and half and d % 8 == 0 and cudnn_works(d):
-        return "cudnn"
-    return "chunked" if b * h * n * keys > MAX_LOGITS else "plain"
+    return half and d % 8 == 0 and not PLAIN and cudnn_works(d)
 
 
 def winograd(x: tuple[int, ...], kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:

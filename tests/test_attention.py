@@ -85,7 +85,7 @@ def test_gradients_are_the_same_through_chunks():
 def test_many_logits_are_taken_in_chunks_and_few_are_not(monkeypatch):
     taken = []
     monkeypatch.setattr(attention, "attend_chunked", lambda q, k, v: taken.append("chunked") or q)
-    monkeypatch.setattr(attention, "attend_plain", lambda q, k, v, mask: taken.append("plain") or q)
+    monkeypatch.setattr(attention, "attend_plain", lambda q, k, v: taken.append("plain") or q)
     monkeypatch.setattr(paths, "MAX_LOGITS", 2 * 3 * 5 * 7)
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 7, 4)), jnp.zeros((2, 3, 7, 4)))
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 8, 4)), jnp.zeros((2, 3, 8, 4)))
@@ -98,6 +98,15 @@ def test_the_gpus_own_kernel_gets_heads_where_it_wants_them(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation: own(*qkv, implementation="xla"))
     q, k, v = normal(0, 2, 3, 5, 8), normal(1, 2, 3, 7, 8), normal(2, 2, 3, 7, 8)
     assert np.allclose(attend_cudnn(q, k, v), attend_plain(q, k, v), atol=1e-5)
+
+
+def test_what_is_compiled_for_a_processor_takes_no_kernel_of_a_gpu_that_stands_beside_it(monkeypatch):
+    monkeypatch.setattr(paths, "cudnn_works", lambda d: True)
+    monkeypatch.setattr(attention, "attend_cudnn", lambda q, k, v: jnp.full_like(v, jnp.nan)[:, :, : q.shape[2]])
+    q, k, v = (normal(i, 2, 3, 7, 8).astype(jnp.bfloat16) for i in range(3))
+    run = jax.jit(lambda q, k, v: attend(q, k, v))
+    assert "cuda" in str(run.trace(q, k, v).jaxpr)  # and what is compiled for a GPU has it
+    assert (run(q, k, v) == attend_plain(q, k, v)).all()
 
 
 def test_the_shapes_of_a_signature_are_checked_in_tests():

@@ -50,7 +50,7 @@ def test_a_wide_layer_takes_winograd_and_gives_the_same(monkeypatch):
     assert np.abs(tiled - plain).max() < 1e-5 * np.abs(plain).max()
 
 
-def test_paths_choose_by_shape_dtype_and_platform(monkeypatch):
+def test_paths_choose_by_shape_and_dtype(monkeypatch):
     wide, kernel = (2, 64, 64, 320), (3, 3, 320, 320)
     assert paths.winograd(wide, kernel, jnp.float32)
     assert not paths.winograd(wide, kernel, jnp.bfloat16)
@@ -58,15 +58,16 @@ def test_paths_choose_by_shape_dtype_and_platform(monkeypatch):
     assert not paths.winograd(wide, (3, 3, 320, 4), jnp.float32)
     assert not paths.winograd((1, 512, 512, 320), kernel, jnp.float32)  # gigabytes of transformed tiles
     few, many = (2, 8, 64, 40), (2, 8, 4096, 40)
-    assert paths.attention("cpu", few, 64, jnp.float32) == "plain"
-    assert paths.attention("cpu", many, 4096, jnp.float32) == "chunked"
-    assert paths.attention("cpu", many, 4096, jnp.float32, masked=True) == "plain"
+    assert not paths.chunked(few, 64)
+    assert paths.chunked(many, 4096)
     monkeypatch.setattr(paths, "cudnn_works", lambda d: d <= 128)  # as an A100 answers
-    assert paths.attention("gpu", many, 4096, jnp.bfloat16) == "cudnn"
-    assert paths.attention("gpu", many, 4096, jnp.float32) == "chunked"
-    assert paths.attention("gpu", (2, 8, 64, 160), 64, jnp.bfloat16) == "plain"  # heads too wide for cuDNN
+    assert paths.cudnn(40, jnp.bfloat16)
+    assert not paths.cudnn(40, jnp.float32)
+    assert not paths.cudnn(20, jnp.bfloat16)
+    assert not paths.cudnn(160, jnp.bfloat16)  # heads too wide for cuDNN
     monkeypatch.setattr(paths, "PLAIN", True)
-    assert paths.attention("gpu", many, 4096, jnp.bfloat16) == "plain"
+    assert not paths.cudnn(40, jnp.bfloat16)
+    assert not paths.chunked(many, 4096)
     assert not paths.winograd(wide, kernel, jnp.float32)
 
 
