@@ -18,6 +18,7 @@ from sdjax.checkpoint import native, tree
 from sdjax.errors import InputError
 from sdjax.tokenizer import Tokenizer
 from sdjax.training import clip, judge, stages, unet, vae
+from sdjax.training.data import train_scene
 from sdjax.vae import Posterior
 
 STAGES = {"tokenizer": None, "vae": vae, "clip": clip, "unet": unet, "judge": judge}
@@ -90,6 +91,7 @@ def test_a_denoiser_goes_on_in_an_empty_folder_among_the_parts_that_it_was_train
     first, second = sdjax.load(tmp_path / "base"), sdjax.load(tmp_path / "on" / "model")
     same(first, second)
     assert asked[0]["doubled"].every == unet.DOUBLED  # the recipe has solids too many
+    assert (asked[0]["likely"] == unet.chances([train_scene(i) for i in range(SCENES)])).all()
     assert second.config == first.config and second.tokenizer.merges == first.tokenizer.merges
 
 

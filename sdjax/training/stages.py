@@ -145,7 +145,8 @@ def train_unet(
     trained = unet.train(config.unet, config.diffusion, text, tokenizer, latents, scale, run / "unet", recipe,
                          watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"),
                          start=begun and begun.unet.module,
-                         doubled=Doubled(latents, coder, every) if every else None)
+                         doubled=Doubled(latents, coder, every) if every else None,
+                         likely=unet.chances([data.train_scene(i) for i in range(scenes)]))
     native.save(assembled(trained), run / "model", "float16", replace=True)
 
 
