@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from sdjax.errors import InputError
+
+AN_HOUR = 3600.0  # seconds
 
 
 @contextlib.contextmanager
@@ -36,6 +40,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def clear_parts(folder: Path) -> None:
-    """Removes what processes that were killed had half written in a folder that one process at a time writes to."""
+    """Removes what processes that were killed had half written; what is newer than an hour may still be written."""
     for part in folder.glob(".*.part"):
-        part.unlink()
+        with contextlib.suppress(OSError):  # another process may do the same
+            if time.time() - part.stat().st_mtime > AN_HOUR:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()

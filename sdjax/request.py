@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdjax import midas, samplers
-from sdjax.config import PURPOSES
+from sdjax.config import PURPOSES, ModelConfig
 from sdjax.diffusion import add_noise, alphas
 from sdjax.errors import InputError
 from sdjax.hardware import Network
@@ -232,20 +232,13 @@ def _last_share(table: Plan, strength: float) -> Plan:
     return table
 
 
-def _settings(
-    sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", steps: int = 50,
-    guidance_scale: float | None = None, seed: int | Sequence[int] = 0, num_images: int = 1,
-    first_image: int | Sequence[int] = 0, sampler: str = "ddim", eta: float = 0.0,
-) -> tuple[dict[str, Any], Array]:
-    """The checked settings and the images' keys; the loop's start is for the caller to add."""
-    prompts = _texts("prompt", prompt)
-    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else _texts(
-        "negative_prompt", negative_prompt)
-    n, most = len(prompts), sd.config.diffusion.train_steps
-    guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
+def require_settings(
+    config: ModelConfig, n: int = 1, steps: int = 50, guidance_scale: float = 1.0, seed: int | Sequence[int] = 0,
+    num_images: int = 1, first_image: int | Sequence[int] = 0, sampler: str = "ddim", eta: float = 0.0,
+) -> None:
+    """InputError for settings with which no model of `config` could draw `n` prompts."""
+    most = config.diffusion.train_steps
     for name, good, found, expected in (
-        ("prompt", n > 0, prompts, "at least one"),
-        ("negative_prompt", len(negatives) == n, len(negatives), f"one, or {n}"),
         ("steps", _is_int(steps) and 1 <= steps <= most, steps, f"a whole number from 1 to {most}"),
         ("guidance_scale", _is_number(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
         ("seed", _ints(seed, n, 2**32), seed, f"a whole number from 0 to 2^32 - 1, or {n}"),
@@ -257,6 +250,26 @@ def _settings(
     ):
         if not good:
             raise InputError(f"{name}: found {found}, expected {expected}")
+
+
+def _settings(
+    sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", steps: int = 50,
+    guidance_scale: float | None = None, seed: int | Sequence[int] = 0, num_images: int = 1,
+    first_image: int | Sequence[int] = 0, sampler: str = "ddim", eta: float = 0.0,
+) -> tuple[dict[str, Any], Array]:
+    """The checked settings and the images' keys; the loop's start is for the caller to add."""
+    prompts = _texts("prompt", prompt)
+    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else _texts(
+        "negative_prompt", negative_prompt)
+    n = len(prompts)
+    for name, good, found, expected in (
+        ("prompt", n > 0, prompts, "at least one"),
+        ("negative_prompt", len(negatives) == n, len(negatives), f"one, or {n}"),
+    ):
+        if not good:
+            raise InputError(f"{name}: found {found}, expected {expected}")
+    guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
+    require_settings(sd.config, n, steps, guidance_scale, seed, num_images, first_image, sampler, eta)
     rows = [prompts] if guidance_scale == 1.0 else [negatives, prompts]
     texts = [sd.text_encoder(np.repeat(sd.tokenizer(row), num_images, axis=0)) for row in rows]
     job = {

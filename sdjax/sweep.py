@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sdjax.errors import InputError
 from sdjax.evaluate.trial import mean, wilson
 from sdjax.pipeline import StableDiffusion
+from sdjax.request import require_settings
 from sdjax.toyworld import describe, scene_at
 from sdjax.toyworld.judge import Judge, obeys
 
@@ -30,11 +31,13 @@ def sweep(
     They are of the validation split, since a scale that is chosen on the test split is not tested there. Every scale
     starts from the same noise. The interval of adherence is Wilson's, as if each picture were of a prompt
     of its own, that of diversity is over prompts; both 95 %. Raises InputError for no scale, less than two prompts
-    or images, or weights without an image encoder.
+    or images, settings that cannot be drawn with, or weights without an image encoder.
     """
     for name, found, least in (("scales", len(scales), 1), ("prompts", prompts, 2), ("images", images, 2)):
         if found < least:
             raise InputError(f"{name}: found {found}, expected at least {least}")
+    for scale in scales:
+        require_settings(sd.config, 1, steps, scale, seed, images, sampler=sampler)
     if sd.image_encoder is None:
         raise InputError(f"{sd.config.name}: these weights have no image encoder, and diversity needs it")
     scenes = [scene_at(seed, "valid", i, count=1 + i % 2) for i in range(prompts)]

@@ -199,6 +199,7 @@ def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictu
 
     def train(config, diffusion, text, tokenizer, latents, scale, folder, recipe, *, start, crop, **options):
         asked.append((folder.name, recipe.steps, recipe.batch, recipe.seed, crop, start))
+        assert not (tmp_path / "run" / "upscale" / "model").exists()  # until it has learned all that it is to learn
         return UNet(config, rngs=nnx.Rngs(len(asked)))
 
     monkeypatch.setattr(unet, "train", train)

@@ -84,6 +84,12 @@ def figures(painter, *only, **options):
 )
 def test_the_wilson_interval_of_a_share(right, n, low, high):
     assert wilson(right, n) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(right, n)[0] <= right / n <= wilson(right, n)[1]
+
+
+def test_an_interval_reaches_all_and_nothing_where_that_was_found_and_no_further():
+    assert all(wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0 for n in range(1, 600))
+    assert paired(4, 0, 4)[1] == 1.0 and paired(0, 4, 4)[0] == -1.0
 
 
 def test_the_interval_of_a_paired_difference():
@@ -213,6 +219,10 @@ def test_the_report_survives_json_and_the_table_shows_every_row():
         ({"only": ["three"]}, "only: found three, expected some of judge, vae, clip, one"),
         ({"only": []}, "only: found nothing"),
         ({"prompts": 0, "only": ["one"]}, "prompts: found 0, expected at least 2"),
+        ({"steps": 0, "only": ["judge"]}, "steps: found 0"),
+        ({"guidance_scale": float("nan"), "only": ["judge"]}, "guidance_scale: found nan"),
+        ({"seed": -1, "only": ["judge"]}, "seed: found -1"),
+        ({"sampler": "dream", "only": ["judge"]}, "sampler: found 'dream'"),
     ],
 )
 def test_impossible_wishes_are_refused(options, message):

@@ -128,6 +128,14 @@ def test_another_kind_of_model_is_refused_before_its_parts_are_taken(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_autoencoder_that_does_not_say_its_scale_is_refused(run, tmp_path, monkeypatch):
+    """As that of a finished model, whose scale is in its configuration."""
+    monkeypatch.setattr(stages, "tiny", small)
+    shutil.copytree(run / "model", tmp_path / "parts")
+    with pytest.raises(InputError, match="does not say the scale of its latents"):
+        stages.run_stage("unet", tmp_path / "parts", steps=1, scenes=SCENES)
+
+
 def test_clip_needs_a_batch_of_scenes(run):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="at least the 64 of a batch"):
         patch.setattr(stages, "tiny", small)
@@ -141,6 +149,7 @@ def test_evaluate_asks_the_judge_of_the_run_and_writes_the_table(run, tmp_path, 
     monkeypatch.setattr(sys, "argv", ["sdjax", "evaluate", str(run / "model"), "--prompts", "2", "--only", "judge"])
     cli.main()
     report = json.loads((tmp_path / "outputs" / "evaluate.json").read_text())
+    assert report["settings"]["judge"] == str(run) and len(report["settings"]["weights"]) == 10
     assert report["settings"]["prompts"] == 2 and all(row["n"] == 2 for row in report["rows"])
     assert report["rows"][0]["name"] in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """What guidance does: adherence by the judge, diversity by CLIP, on a model whose answer is known."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sdjax import plots
+from sdjax.config import sd1
 from sdjax.errors import InputError
 from sdjax.sweep import diversity, sweep, table
 from sdjax.toyworld import describe, scene_at
@@ -20,6 +22,8 @@ SCENES = [scene_at(0, "valid", i, count=1 + i % 2) for i in range(PROMPTS)]
 
 class Guided:
     """Draws what is asked for from guidance 5 on; below, only for prompts of one solid. The higher, the more alike."""
+
+    config = sd1()
 
     def txt2img(self, prompt, *, num_images, first_image, guidance_scale, **options):
         number = [describe(scene) for scene in SCENES].index(prompt)
@@ -58,15 +62,21 @@ def test_diversity_is_how_far_apart_the_pictures_of_a_prompt_are():
 
 
 @pytest.mark.parametrize(
-    "options", [{"scales": ()}, {"images": 1}, {"prompts": 1}], ids=["no scale", "one picture", "one prompt"]
+    "options", [{"scales": ()}, {"images": 1}, {"prompts": 1}, {"steps": 0}, {"seed": -1}],
+    ids=["no scale", "one picture", "one prompt", "no step", "no seed"],
 )
 def test_what_cannot_be_measured_is_refused(options):
     with pytest.raises(InputError, match=f"{next(iter(options))}: found"):
         sweep(Guided(), Reader(), **{"prompts": PROMPTS} | options)
 
 
+def test_a_scale_that_is_no_number_is_refused_before_anything_is_drawn():
+    with pytest.raises(InputError, match="guidance_scale: found nan"):
+        sweep(SimpleNamespace(config=sd1(), image_encoder=None), Reader(), scales=(2.0, math.nan), prompts=PROMPTS)
+
+
 def test_weights_without_an_image_encoder_are_refused_before_anything_is_drawn():
-    blind = SimpleNamespace(image_encoder=None, config=SimpleNamespace(name="blind"))
+    blind = SimpleNamespace(image_encoder=None, config=dataclasses.replace(sd1(), name="blind"))
     with pytest.raises(InputError, match="blind: these weights have no image encoder"):
         sweep(blind, Reader(), prompts=PROMPTS)
 

@@ -18,6 +18,7 @@ from PIL import Image
 from small_models import OPENCLIP, model
 
 from sdjax.checkpoint import tree
+from sdjax.checkpoint.reader import write_safetensors
 from sdjax.config import DiffusionConfig, tiny
 from sdjax.errors import InputError
 from sdjax.layers import lecun_normal
@@ -73,7 +74,11 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     asked = [sys.executable, "-c", code, str(tmp_path / "killed"), repr(dataclasses.asdict(recipe))]
     assert subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True).returncode == -signal.SIGKILL
     (tmp_path / "killed" / ".half.part").write_bytes(b"what it was writing")
-    assert [line.split(",")[0] for line in (tmp_path / "killed" / LOG).read_text().splitlines()] == ["20", "40", "60"]
+    os.utime(tmp_path / "killed" / ".half.part", (0, 0))
+    with open(tmp_path / "killed" / LOG, "a") as log:
+        log.write("7\0")  # half a line
+    lines = (tmp_path / "killed" / LOG).read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[:-1]] == ["20", "40", "60"]
     assert np.array_equal(learn(tmp_path / "killed", recipe), whole)
     logs = [(tmp_path / run / LOG).read_text() for run in ("whole", "killed")]
     assert logs[0] == logs[1] and logs[0].splitlines()[-1].startswith("80,")
@@ -123,7 +128,7 @@ def test_steps_may_change_until_the_learning_rate_falls(tmp_path):
         learn(tmp_path, die_at=10)  # the checkpoint is of step 8, and the rate of 12 steps falls from 8.4 on
     longer = dataclasses.replace(RECIPE, steps=20, save_every=5)
     assert np.array_equal(learn(tmp_path, longer), learn(tmp_path / "whole", longer))
-    with pytest.raises(InputError, match="has begun to fall at step 20"):
+    with pytest.raises(InputError, match="is at step 20, where the learning rate of 12 steps has begun to fall"):
         learn(tmp_path)
 
 
@@ -132,6 +137,17 @@ def test_what_was_seen_at_a_checkpoint_can_be_kept(tmp_path):
     learn(tmp_path, watch=lambda step, network: kept.append((step, float(network.a[0]))))
     assert [step for step, _ in kept] == [4, 8, 12]
     assert len({a for _, a in kept}) == 3
+
+
+def test_a_run_that_is_killed_while_it_draws_draws_it_again(tmp_path):
+    def stop(step, network):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, watch=stop)
+    seen = []
+    learn(tmp_path, watch=lambda step, network: seen.append(step))
+    assert seen == [4, 8, 12]
 
 
 def test_a_run_draws_its_loss(tmp_path):
@@ -144,7 +160,10 @@ def test_a_damaged_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
     learn(tmp_path)
     whole = (tmp_path / CHECKPOINT).read_bytes()
     (tmp_path / CHECKPOINT).write_bytes(whole[:-3])
-    with pytest.raises(InputError, match=CHECKPOINT):
+    with pytest.raises(InputError, match=f"{CHECKPOINT}: cannot be read .*delete it to begin anew"):
+        learn(tmp_path)
+    write_safetensors(tmp_path / CHECKPOINT, {"0": np.zeros(1)}, {})  # some other file of that name
+    with pytest.raises(InputError, match=f"{CHECKPOINT}: cannot be read .*delete it to begin anew"):
         learn(tmp_path)
 
 
@@ -306,6 +325,17 @@ def test_pictures_are_drawn_once_and_then_mapped(tmp_path):
     assert np.array_equal(pictures(tmp_path, 3), first)
     assert np.array_equal(first[2], render(train_scene(2))[0])
     assert [(p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir()] == before
+
+
+@pytest.mark.parametrize("harm", [
+    lambda path: path.write_bytes(b"nothing of the kind"), lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    lambda path: path.write_bytes(b""), lambda path: np.save(path, np.zeros((3, 4))),
+    lambda path: np.save(path, np.load(path)[::-1]),
+], ids=["garbage", "cut off", "empty", "another shape", "other scenes"])
+def test_pictures_that_are_damaged_or_of_other_scenes_are_drawn_anew(tmp_path, harm):
+    first = np.array(pictures(tmp_path, 3))
+    harm(next(tmp_path.glob("*.npy")))
+    assert np.array_equal(pictures(tmp_path, 3), first)
 
 
 def test_kernels_begin_as_flax_would_draw_them():

@@ -2,11 +2,12 @@
 
     .venv/bin/python weights/further.py START RUN      (START is weights/tiny of that commit; leaves RUN/5/model)
 
-The first two are the recipe of training/unet.py with other numbers. In the others up to half of a batch are no noised
-pictures but states that sampling meets and training does not (exposure bias: arXiv:2301.11706, arXiv:2305.15583). In
-the third and fourth they are what the network's own guided step from further above leaves of a noised picture; in the
-fifth two solids, both faint, where one is asked for: the louder is to stay and the other to go. It was run by the code
-of commit 79ffe90; training/doubled.py does the same with other chances, and has not been run from here.
+The first two are the recipe of training/unet.py with other numbers, and scenes as they come. In the others up to half
+of a batch are no noised pictures but states that sampling meets and training does not (exposure bias: arXiv:2301.11706,
+arXiv:2305.15583). In the third and fourth they are what the network's own guided step from further above leaves of a
+noised picture; in the fifth two solids, both faint, where one is asked for: the louder is to stay and the other to go.
+It was run by the code of commit 79ffe90; training/doubled.py does the same with other chances, and has not been run
+from here.
 """
 
 import dataclasses
@@ -145,7 +146,7 @@ if __name__ == "__main__":
     prepare()
     start, run = map(Path, sys.argv[1:])
     for name, recipe in (("1", FIRST), ("2", SECOND)):
-        stages.train_unet(run / name, recipe, start=start, every=None)
+        stages.train_unet(run / name, recipe, start=start, as_they_come=True)
         start = run / name / "model"
     sd = sdjax.load(start)
     pictures = data.pictures(run / "data", stages.SCENES)

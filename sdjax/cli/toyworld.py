@@ -33,14 +33,16 @@ def evaluate(
     common.prepare()
     import sdjax
     from sdjax import evaluate as figures
+    from sdjax.toyworld.judge import load_judge
 
     folder = model or common.default_model()
-    sd = sdjax.load(folder)
-    common.make_folder(out.parent)  # before hours of drawing
+    sd, judge = sdjax.load(folder), _judge(folder)
+    _require_place(out)  # before hours of drawing
     report = figures.evaluate(
-        sd, _judge(folder), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
+        sd, load_judge(judge), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
         only=only or None,
     )
+    report["settings"] |= {"model": str(folder), "weights": common.weights_id(sd), "judge": str(judge)}
     print(figures.table(report))
     _write(out, report)
 
@@ -64,15 +66,16 @@ def sweep(
     import sdjax
     from sdjax import plots
     from sdjax import sweep as guidance
+    from sdjax.toyworld.judge import load_judge
 
     if out.suffix.lower() != ".png":
         raise InputError(f"--out: found {out}, expected a .png file")
     plots.figure()  # without matplotlib there is nothing to wait for
     folder = model or common.default_model()
     sd = sdjax.load(folder)
-    common.make_folder(out.parent)
+    _require_place(out)
     rows = guidance.sweep(
-        sd, _judge(folder), scales=scale or guidance.SCALES, prompts=prompts, images=images,
+        sd, load_judge(_judge(folder)), scales=scale or guidance.SCALES, prompts=prompts, images=images,
         steps=steps, sampler=sampler, seed=seed,
     )
     print(guidance.table(rows))
@@ -82,12 +85,18 @@ def sweep(
     print(out)
 
 
-def _judge(folder: Path) -> Any:
-    """The judge in a folder of weights or beside it, where a training run leaves one; else the one that ships."""
-    from sdjax.toyworld.judge import FILE, load_judge
+def _judge(folder: Path) -> Path:
+    """Where the judge is: with the weights or beside them, where a training run leaves one; else what ships."""
+    from sdjax.toyworld.judge import FILE
 
     found = [place for place in (folder, folder.parent) if (place / FILE).exists()]
-    return load_judge(found[0] if found else common.default_model())
+    return found[0] if found else common.default_model()
+
+
+def _require_place(out: Path) -> None:
+    common.make_folder(out.parent)
+    if out.is_dir():
+        raise InputError(f"--out: {out} is a folder, expected a file to write")
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
@@ -98,7 +107,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 
 Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]
-StepsOf = Annotated[int | None, typer.Option(help="Training steps; default: the recipe's.")]
+StepsOf = Annotated[int | None, typer.Option(help="Steps of the network that is last trained; default: the recipe's.")]
 Scenes = Annotated[int | None, typer.Option(help="Scenes in the training set; default: the recipe's.")]
 Start = Annotated[Path | None, typer.Option(help="Begin with the networks of this model; give another --seed, too.")]
 Seed = Annotated[int, typer.Option(help="Of the first weights, the order of scenes, the words and the noise.")]
@@ -145,7 +154,7 @@ def train_inpaint(
 def train_depth(
     run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
 ) -> None:
-    """Train MiDaS on the world's depth, and the denoiser to follow it: RUN/depth/model."""
+    """Train MiDaS on the world's depth (by its own recipe), then the denoiser to follow it: RUN/depth/model."""
     _stage("depth", run, steps, scenes, start, seed)
 
 
@@ -153,14 +162,14 @@ def train_depth(
 def train_upscale(
     run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
 ) -> None:
-    """Train the x4 upscaler, 32 to 128 pixels: RUN/upscale/model."""
+    """Train an autoencoder (by its own recipe), then the x4 upscaler, 32 to 128 pixels: RUN/upscale/model."""
     _stage("upscale", run, steps, scenes, start, seed)
 
 
 @train.command("judge")
-def train_judge(run: Run = RUN, steps: StepsOf = None, seed: Seed = 0) -> None:
+def train_judge(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, seed: Seed = 0) -> None:
     """Train the judge, which reads colour, shape and place back from pictures."""
-    _stage("judge", run, steps, seed=seed)
+    _stage("judge", run, steps, scenes, seed=seed)
 
 
 def _stage(

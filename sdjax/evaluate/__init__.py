@@ -17,6 +17,7 @@ from sdjax.errors import InputError
 from sdjax.evaluate import prompted, shown
 from sdjax.evaluate.trial import Drawing, Row, Trial, paired, wilson
 from sdjax.pipeline import StableDiffusion
+from sdjax.request import require_settings
 from sdjax.toyworld.judge import Judge
 
 __all__ = ["FIGURES", "evaluate", "paired", "table", "wilson"]
@@ -73,6 +74,7 @@ def evaluate(
         if not good:
             raise InputError(f"{name}: found {found}, expected {expected}")
     guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
+    require_settings(sd.config, 1, steps, guidance_scale, seed, sampler=sampler)  # before hours of drawing
     drawings = {drawing for name in chosen for drawing in FIGURES[name].drawings}
     rows: list[Row] = []
     total = prompts * (len(drawings) + sum(FIGURES[name].alone for name in chosen))

@@ -111,7 +111,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     share, z2 = right / n, Z * Z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return 0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half
 
 
 def paired(gained: int, lost: int, n: int) -> tuple[float, float]:
@@ -121,7 +121,7 @@ def paired(gained: int, lost: int, n: int) -> tuple[float, float]:
     outcomes gets half a pair more.
     """
     half = Z * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2))
-    return (gained - lost - half) / (n + 2), (gained - lost + half) / (n + 2)
+    return max((gained - lost - half) / (n + 2), -1.0), min((gained - lost + half) / (n + 2), 1.0)
 
 
 def share(name: str, right: Sequence[bool], run: str) -> Row:

@@ -111,7 +111,9 @@ def sample_scene(rng: np.random.Generator, count: int | None = None, held_out: b
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether training never shows this pairing of colours, shapes and relation: 1 in 10 of them.
+    """Whether training never shows this pairing of colours, shapes and relation: 281 of 3,120 of them, 9.0 %.
+
+    Each has a chance of 1 in 10 by a hash; that many it came to be.
 
     The cube left of the sphere and the sphere right of the cube are one and the same pairing.
     """

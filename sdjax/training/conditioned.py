@@ -57,7 +57,7 @@ def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, sta
     beside = kept(folder / "holes.safetensors", made_of, lambda: {
         "beside": conditions.holes(coder, scale, shown, pictures, recipe.seed)
     })["beside"]
-    _train(base, config, run, folder, recipe, pictures, beside)
+    _keep(_train(base, config, folder, recipe, pictures, beside), folder)
 
 
 def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: Path | None = None) -> None:
@@ -86,7 +86,8 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
     beside = kept(folder / "depths.safetensors", fingerprint(scenes, side), lambda: {
         "beside": conditions.depths(shown, side)
     })["beside"]
-    _train(base, config, run, folder, recipe, pictures, beside, LOUD, depth_estimator=Network.of(estimator))
+    parts = {"depth_estimator": Network.of(estimator)}
+    _keep(_train(base, config, folder, recipe, pictures, beside, LOUD, **parts), folder)
 
 
 def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, start: Path | None = None) -> None:
@@ -112,9 +113,9 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
     whole = dataclasses.replace(WHOLE, steps=recipe.steps, seed=recipe.seed)
     if not base.config.low_res:
         first = dataclasses.replace(recipe, steps=max(1, round(SQUARES * recipe.steps)))
-        base = _train(base, config, run, folder, first, pictures, small, crop=CROP, name="squares", vae=coder)
+        base = _train(base, config, folder, first, pictures, small, crop=CROP, name="squares", vae=coder)
         whole = dataclasses.replace(whole, steps=max(1, recipe.steps - first.steps), seed=recipe.seed + SECOND)
-    _train(base, config, run, folder, whole, pictures, small, vae=coder)
+    _keep(_train(base, config, folder, whole, pictures, small, vae=coder), folder)
 
 
 def _base(run: Path, start: Path | None, name: str) -> StableDiffusion:
@@ -134,10 +135,10 @@ def _world(run: Path, scenes: int) -> tuple[np.ndarray, list[Any]]:
 
 
 def _train(
-    base: StableDiffusion, config: ModelConfig, run: Path, folder: Path, recipe: Recipe, pictures: np.ndarray,
-    beside: np.ndarray, loud: float = 0.0, crop: int | None = None, name: str = "unet", **parts: Network,
+    base: StableDiffusion, config: ModelConfig, folder: Path, recipe: Recipe, pictures: np.ndarray, beside: np.ndarray,
+    loud: float = 0.0, crop: int | None = None, name: str = "unet", **parts: Network,
 ) -> StableDiffusion:
-    """The model whose denoiser, that of `config`, was trained in `folder`/`name`; also written to `folder`/model.
+    """The model whose denoiser, that of `config`, was trained in `folder`/`name`.
 
     It begins with the base's denoiser, widened where it has fewer channels to see; an upscaler's begins from nothing.
     """
@@ -157,9 +158,11 @@ def _train(
         folder / name, recipe, start=begun, beside=beside, low_res=config.low_res, crop=crop,
         watch=lambda step, denoiser: _draw(assembled(denoiser), folder / name / f"{step:06}.png"),
     )
-    made = assembled(trained)
+    return assembled(trained)
+
+
+def _keep(made: StableDiffusion, folder: Path) -> None:
     native.save(made, folder / "model", "float16", replace=True)
-    return made
 
 
 def _draw(sd: StableDiffusion, path: Path) -> None:

@@ -19,12 +19,16 @@ def train_scene(i: int) -> Scene:
 
 
 def pictures(folder: Path, count: int) -> np.ndarray:
-    """Scenes 0 to count of training as uint8 [count, 128, 128, 3], mapped from a file that is made if need be."""
+    """Scenes 0 to count of training as uint8 [count, 128, 128, 3], mapped from a file that is made if need be.
+
+    It is made anew where it is damaged, or where the renderer now draws its scenes differently.
+    """
     if count < 1:
         raise InputError(f"scenes: found {count}, expected at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"train-{count}.npy"
-    if not path.exists():
+    found = _stored(path, count)
+    if found is None:
         clear_parts(folder)
         with written_whole(path) as part:
             drawn = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
@@ -32,7 +36,20 @@ def pictures(folder: Path, count: int) -> np.ndarray:
                 drawn[i] = render(train_scene(i), SIZE)[0]
             drawn.flush()
             del drawn
-    return np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
+    return found
+
+
+def _stored(path: Path, count: int) -> np.ndarray | None:
+    """The pictures in a file, or None where they are not what would be drawn: three of them are looked at."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    if found.dtype != np.uint8 or found.shape != (count, SIZE, SIZE, 3):
+        return None
+    same = (np.array_equal(found[i], render(train_scene(i), SIZE)[0]) for i in {0, count // 2, count - 1})
+    return found if all(same) else None
 
 
 def to_float(pictures: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -146,11 +147,12 @@ def fit(
                 bar.set_postfix(loss=f"{mean:.4f}")
                 losses = []
             if saving:
-                _save(folder / CHECKPOINT, recipe, made_of, step + 1, tuple(tree))
+                # What is drawn comes first: killed in between, the run does these steps again, and draws it again.
                 plots.loss_curve(folder / LOG, folder / CURVE, name)
                 if watch:
                     # A copy, to keep: the next step takes the memory.
                     watch(step + 1, nnx.merge(graph, jax.tree.map(jnp.copy, tree[1])))
+                _save(folder / CHECKPOINT, recipe, made_of, step + 1, tuple(tree))
     return nnx.merge(graph, tree[1])
 
 
@@ -167,9 +169,10 @@ def _ahead(batch_at: Callable[[int], Batch], steps: range, depth: int = 4) -> It
 
 def _rewind(log: Path, done: int) -> None:
     """Takes back the lines of steps that a killed run did after its last checkpoint."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    whole = [line for line in lines if re.fullmatch(r"\d+,[\d.e+-]+", line)]  # a kill may have cut the last one off
     with written_whole(log) as part:
-        part.write_text("".join(f"{x}\n" for x in lines if int(x.split(",")[0]) <= done), encoding="utf-8")
+        part.write_text("".join(f"{x}\n" for x in whole if int(x.split(",")[0]) <= done), encoding="utf-8")
 
 
 def _save(path: Path, recipe: Recipe, made_of: str, step: int, tree: Any) -> None:
@@ -182,16 +185,21 @@ def _restore(path: Path, recipe: Recipe, made_of: str, tree: Any) -> tuple[int, 
     """The number of steps done and the tree as it was then; (0, tree) where there is no checkpoint yet."""
     if not path.exists():
         return 0, tree
-    file = SafetensorsFile(path)
-    step, stored = int(file.metadata["step"]), {"muon": False} | json.loads(file.metadata["recipe"])
+    try:
+        file = SafetensorsFile(path)
+        step, stored = int(file.metadata["step"]), {"muon": False} | json.loads(file.metadata["recipe"])
+    except (InputError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it to begin anew, or give another --run folder"
+                         ) from None
     free = ("steps", "save_every")
     if {**dataclasses.asdict(recipe), **{name: stored.get(name) for name in free}} != stored:
         raise InputError(f"{path}: holds a run of another recipe; give the same options, or another --run folder")
     # Until the rate begins to fall, nothing that was done depends on the number of steps.
-    if stored["steps"] != recipe.steps and step > (1.0 - recipe.decay) * min(recipe.steps, stored["steps"]):
+    fewer = min(recipe.steps, stored["steps"])
+    if stored["steps"] != recipe.steps and step > (1.0 - recipe.decay) * fewer:
         raise InputError(
-            f"{path}: the learning rate of its {stored['steps']} steps has begun to fall at step {step}; "
-            "give the same --steps, or another --run folder"
+            f"{path}: is at step {step}, where the learning rate of {fewer} steps has begun to fall; give --steps "
+            f"{stored['steps']}, as before, or another --run folder"
         )
     leaves, structure = jax.tree.flatten(tree)
     if [file.shape(n) for n in map(str, range(len(leaves)))] != [x.shape for x in leaves]:

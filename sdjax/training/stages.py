@@ -22,6 +22,7 @@ from sdjax.checkpoint.reader import SafetensorsFile
 from sdjax.clip import ImageEncoder, TextEncoder
 from sdjax.config import ModelConfig, tiny
 from sdjax.errors import InputError
+from sdjax.files import clear_parts
 from sdjax.hardware import Network, TextNetwork, VAENetwork
 from sdjax.images import grid, to_uint8, write_png
 from sdjax.pipeline import StableDiffusion
@@ -36,6 +37,7 @@ from sdjax.vae import VAE
 
 SCENES = 20_000  # of the training split
 CORPUS = 20_000  # captions in each language that the merges are learned from
+MOST_SEED = 2**31  # a key of JAX holds twice as much, and a stage may add to what is given
 MERGES = 200  # the captions hold 222 pairs to join; the rarest stay apart, so that some words show their parts
 
 
@@ -51,8 +53,10 @@ def run_stage(
     for what, number in (("steps", steps), ("scenes", scenes)):
         if number is not None and number < 1:
             raise InputError(f"{what}: found {number}, expected at least 1")
-    if seed < 0:
-        raise InputError(f"seed: found {seed}, expected at least 0")
+    if not 0 <= seed < MOST_SEED:
+        raise InputError(f"seed: found {seed}, expected 0 to {MOST_SEED - 1}")
+    for folder in (run, run / "data"):
+        clear_parts(folder)
     if name == "tokenizer":
         return train_tokenizer(run)
     train, recipe, most = {
@@ -117,12 +121,13 @@ def train_clip(
 
 def train_unet(
     run: Path, recipe: Recipe = unet.RECIPE, scenes: int = SCENES, start: Path | None = None,
-    every: int | None = unet.DOUBLED,
+    as_they_come: bool = False,
 ) -> None:
     """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model.
 
     `start` is a model of the same kind whose denoiser, of any width, is gone on with, and whose other parts are taken
-    where `run` has none of its own; InputError for another. `every` so many-th picture has a solid too many, or none.
+    where `run` has none of its own; InputError for another. With `as_they_come` no scene is shown more often than
+    others, and none with a solid too many.
     """
     begun = None if start is None else load(start)
     if begun:
@@ -134,7 +139,7 @@ def train_unet(
     text = read_module(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
     image = read_module(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
     coder = read_module(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
-    scale = float(SafetensorsFile(run / "vae.safetensors").metadata["scale"])
+    scale = _scale(run / "vae.safetensors")
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     latents = latents_of(run / "data" / "latents.safetensors", coder, data.pictures(run / "data", scenes))
 
@@ -145,9 +150,18 @@ def train_unet(
     trained = unet.train(config.unet, config.diffusion, text, tokenizer, latents, scale, run / "unet", recipe,
                          watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"),
                          start=begun and begun.unet.module,
-                         doubled=Doubled(latents, coder, every) if every else None,
-                         likely=unet.chances([data.train_scene(i) for i in range(scenes)]))
+                         doubled=None if as_they_come else Doubled(latents, coder, unet.DOUBLED),
+                         likely=None if as_they_come else unet.chances(map(data.train_scene, range(scenes))))
     native.save(assembled(trained), run / "model", "float16", replace=True)
+
+
+def _scale(path: Path) -> float:
+    """The scale of an autoencoder's latents, which its training measured."""
+    try:
+        return float(SafetensorsFile(path).metadata["scale"])
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: does not say the scale of its latents, as `sdjax train vae` has it; train one, or "
+                         "give --start MODEL in another --run folder, which takes the parts of a model") from None
 
 
 def train_judge(run: Path, recipe: Recipe = judge.RECIPE, scenes: int = SCENES) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -49,7 +49,7 @@ def levels(key: jax.Array, count: int, most: int) -> jax.Array:
     return ((most + 1) * jax.random.uniform(key, (count,)) ** LEAN).astype(jnp.int32)
 
 
-def chances(scenes: Sequence[Scene]) -> np.ndarray:
+def chances(scenes: Iterable[Scene]) -> np.ndarray:
     """How likely each scene is to be shown: float64 [n], together 1."""
     often = np.array([max(OFTEN.get(solid.shape, 1.0) for solid in scene.solids) for scene in scenes])
     return often / often.sum()
