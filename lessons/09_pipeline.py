@@ -93,7 +93,7 @@ assert np.allclose(ddim, euler, atol=1e-5)
 
 # %% [markdown]
 # Not at all: DDIM *is* Euler's method, in other words. In the package the two part only at the end, since DDIM stops at
-# $a_0$ as its inventors' code does, and Euler goes on to the clean picture.
+# $a_0$, as Stable Diffusion's own code has it, and Euler goes on to the clean picture.
 #
 # DPM-Solver++(2M) remembers the picture that the last step foresaw, and draws the line through the two on. DDPM is the
 # odd one: it adds fresh noise at every step. Four samplers, three numbers of steps, the same seed:

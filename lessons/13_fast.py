@@ -333,9 +333,9 @@ took = medians({name: partial(jax.jit(way), q, k, v) for name, way in ways.items
 print("time at 1024 queries:", ", ".join(f"{name} {t / took['plain']:.1f}" for name, t in took.items()))
 
 # %% [markdown]
-# `attention.attend` in the package takes what `paths.attention` says: plain while the logits are few, chunked where
-# they are many, and on a GPU the kernel of its library, which streams. `paths` also says where a 3x3 convolution
-# takes a quarter of the multiplications (`convolution.py`, Winograd).
+# `attention.attend` in the package asks `paths.chunked` and `paths.cudnn`: plain while the logits are few, chunked
+# where they are many, and on a GPU the kernel of its library, which streams. `paths` also says where a 3x3
+# convolution takes a quarter of the multiplications (`convolution.py`, Winograd).
 #
 # ## A batch over eight devices
 #

@@ -82,7 +82,7 @@ assert ids.shape == (COUNT, 12)
 # %% [markdown]
 # ## 3. The autoencoder
 #
-# `sdjax train vae` trains the convolutional one of lesson 2, a quarter of an hour. A minute allows less, so here is a
+# `sdjax train vae` trains the convolutional one of lesson 2, a few minutes. A minute allows less, so here is a
 # small autoencoder: cut the picture into squares of 4 x 4 pixels, 48 numbers each, and keep of each its coordinates
 # along the 8 directions in which such squares differ most. Those directions need no training: they are the first
 # principal components. The best *linear* autoencoder is a singular value decomposition.
@@ -139,8 +139,8 @@ assert abs(np.var(x0) - 1) < 1e-3
 # ## 4. CLIP
 #
 # A text tower and a picture tower, trained so that a picture is nearest to its own caption (lesson 4; `sdjax train
-# clip`). Both trainings of this lesson, and all of the package, use one loop, `training.loop.fit`: here AdamW (`make
-# weights` has CLIP and the denoiser learn by Muon), a learning rate that rises, stays and falls, an average of the
+# clip`). Both trainings of this lesson, and all of the package, use one loop, `training.loop.fit`: here AdamW (in `make
+# weights` VAE, CLIP and denoiser learn by Muon), a learning rate that rises, stays and falls, an average of the
 # weights, a checkpoint in a folder. The batch of a step is a function of the step, which is why a run that was stopped
 # goes on as if it had not been.
 #

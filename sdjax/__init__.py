@@ -1,7 +1,7 @@
 """sdjax: Stable Diffusion 1.x and 2.x in JAX and Flax, written by hand to be read.
 
     import sdjax
-    sd = sdjax.load("weights/tiny")
+    sd = sdjax.load(sdjax.shipped("tiny"))                      # or the path of released weights
     pictures = sd.txt2img("a red cube left of a blue sphere")   # float32 [1, 128, 128, 3] in [-1, 1]
 
 The story, a file a stage: tokenizer, clip, diffusion, unet, attention, samplers, vae, and pipeline, which
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sdjax.checkpoint.hub import download
     from sdjax.checkpoint.load import load, load_clip
     from sdjax.checkpoint.native import save
+    from sdjax.checkpoint.shipped import shipped
     from sdjax.config import PRESETS
     from sdjax.errors import InputError
     from sdjax.images import read_picture, to_uint8, write_png
@@ -28,6 +29,7 @@ _HOMES = {
     "load_clip": "sdjax.checkpoint.load",
     "save": "sdjax.checkpoint.native",
     "download": "sdjax.checkpoint.hub",
+    "shipped": "sdjax.checkpoint.shipped",
     "StableDiffusion": "sdjax.pipeline",
     "Snapshot": "sdjax.pipeline",
     "CLIP": "sdjax.pipeline",
@@ -42,7 +44,7 @@ _HOMES = {
 __version__ = "0.1.0"
 __all__ = [
     "CLIP", "InputError", "PRESETS", "Snapshot", "StableDiffusion", "Tokenizer", "download", "load", "load_clip",
-    "read_picture", "save", "to_uint8", "write_png",
+    "read_picture", "save", "shipped", "to_uint8", "write_png",
 ]
 
 

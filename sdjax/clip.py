@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.attention import attend, merge_heads, split_heads
 from sdjax.config import Activation, TextConfig, VisionConfig
+from sdjax.errors import InputError
 from sdjax.layers import Linear, lecun_normal, normal
 
 LAYER_EPS = 1e-5
@@ -118,7 +119,9 @@ class TextEncoder(nnx.Module):
         return self.pooled(self(ids), ids)
 
     def pooled(self, states: Float[Array, "b n d"], ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
-        """Of the hidden states the row of the end token, projected."""
+        """Of the hidden states the row of the end token, projected; InputError where the weights cannot."""
+        if self.text_projection is None:
+            raise InputError("these weights have a text encoder without projection; load a CLIP with sdjax.load_clip")
         end = jnp.argmax(ids == self.config.end_id, axis=1)  # the first one; SD 1.x pads with more of them
         return self.text_projection(states[jnp.arange(ids.shape[0]), end])
 

@@ -72,7 +72,7 @@ PICTURES = "pictures"  # the only axis of a mesh: a batch is cut along it
 def device_mesh(devices: int) -> Mesh:
     """The first `devices` of this process in a row; InputError where it has fewer."""
     found = jax.local_devices()
-    if not (isinstance(devices, int) and 1 <= devices <= len(found)):
+    if not (isinstance(devices, (int, np.integer)) and 1 <= devices <= len(found)):
         raise InputError(
             f"devices: found {devices}, expected 1 to {len(found)}, all there are ({found[0].platform}); on a CPU"
             " XLA_FLAGS=--xla_force_host_platform_device_count=8 pretends to have 8"

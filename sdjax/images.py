@@ -70,8 +70,8 @@ def _opened(path: str | Path, formats: tuple[str, ...]) -> Iterator[Image.Image]
         raise InputError(f"{path}: cannot be decoded ({reason}); the file is truncated or damaged") from error
 
 
-def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads a PNG, JPEG or WEBP file as float32 [H, W, 3] in [-1, 1], upright, transparency over white.
+def read_picture(path: str | Path, size: tuple[int, int] | None = None, behind: str = "white") -> np.ndarray:
+    """Reads a PNG, JPEG or WEBP file as float32 [H, W, 3] in [-1, 1], upright; `behind` shows through transparency.
 
     `size` (height, width): scaled with Lanczos until it covers this, the overhang cut equally on both
     sides. Of an animation, the first frame. InputError if it is missing, of another format, damaged, or
@@ -84,7 +84,7 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> np.nd
             image = Image.fromarray(((np.asarray(image, np.int64) + 128) // 257).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
         image = image.convert("RGB")
     if size is not None:
         image = _fitted(image, size)
@@ -92,9 +92,13 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> np.nd
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The mask in a picture file as floats [H, W] in [0, 1]: white is 1, to be painted anew; cropped and resized as
-    `read_picture` does it, and with the same errors."""
-    return (read_picture(path, size).mean(axis=-1) + 1) / 2
+    """The mask in a picture file as floats [H, W] in [0, 1]: white is 1, to be painted anew, transparency is 0.
+
+    Cropped and resized as `read_picture` does it, and with the same errors. A file of zeros and ones, black to the
+    eye, is what `as_mask` takes it for.
+    """
+    share = (read_picture(path, size, "black").mean(axis=-1) + 1) / 2
+    return share / share.max() if 0.0 < share.max() < 1.5 / 255.0 else share
 
 
 def read_depth(path: str | Path, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W"]:
@@ -221,11 +225,14 @@ def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
     return array
 
 
-def _one_map(values: Any) -> np.ndarray:
-    """[H, W] of [H, W, 1] or [1, H, W]; anything else as it is."""
-    array = np.asarray(values)
+def _one_map(values: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """An array, and [H, W] of [H, W, 1] or [1, H, W], anything else as it is; InputError if it is no array."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{name}: found rows of several lengths, expected [H, W], a number for each pixel") from error
     flat = array.reshape(array.shape[:2]) if array.ndim == 3 and array.shape[-1] == 1 else array
-    return flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
+    return array, flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
 
 
 def as_depth(depth: Any) -> Float[np.ndarray, "1 H W 1"]:
@@ -233,7 +240,7 @@ def as_depth(depth: Any) -> Float[np.ndarray, "1 H W 1"]:
 
     `depth` is [H, W], [H, W, 1] or [1, H, W], bool, integers or floats.
     """
-    array, flat = np.asarray(depth), _one_map(depth)
+    array, flat = _one_map(depth, "depth")
     if flat.ndim != 2 or 0 in flat.shape:
         raise InputError(f"depth: found shape {list(array.shape)}, expected [H, W], a number for each pixel")
     flat = flat.astype(np.float32)
@@ -263,12 +270,14 @@ def of_depth(depth: Any) -> Float[np.ndarray, "H W 3"]:
 def as_mask(mask: Any, size: tuple[int, int]) -> Float[np.ndarray, "1 H W 1"]:
     """A mask as zeros and ones, 1 where it was half or more: LDM's and diffusers' threshold.
 
-    `mask` is [H, W], [H, W, 1] or [1, H, W], of `size`: bool, uint8 0 to 255, or floats in [0, 1]. InputError if not.
+    `mask` is [H, W], [H, W, 1] or [1, H, W], of `size`: bool, uint8 0 to 255, integers 0 and 1 of any kind, or floats
+    in [0, 1]. InputError if not.
     """
-    array, flat = np.asarray(mask), _one_map(mask)
+    array, flat = _one_map(mask, "mask")
     if flat.shape != size:
         raise InputError(f"mask: found shape {list(array.shape)}, expected [{size[0]}, {size[1]}] as its image")
-    share = flat.astype(np.float32) / (255.0 if flat.dtype == np.uint8 else 1.0)
+    # Nobody means by 1 the darkest of 255 greys where there is nothing lighter.
+    share = flat.astype(np.float32) / (255.0 if flat.dtype == np.uint8 and flat.max() > 1 else 1.0)
     if not (np.isfinite(share).all() and share.min() >= 0.0 and share.max() <= 1.0):
         found = f"values from {share.min():g} to {share.max():g}"
         raise InputError(f"mask: found {found}, expected bool, uint8, or floats in [0, 1], 1 to paint anew")

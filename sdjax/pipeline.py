@@ -248,6 +248,8 @@ class StableDiffusion:
         side: memory and compiled program are then those of one tile. The VAE's norms and its attention see one tile
         each, so its colours are those that the tile alone would have.
         """
+        if np.ndim(latents) != 4 or not len(latents):
+            raise InputError(f"latents: found shape {list(np.shape(latents))}, expected [b, h, w, z], one or more")
         scaled, devices = np.asarray(latents) / np.float32(self.config.vae.scale), self.mesh.size if self.mesh else 1
         pictures = np.concatenate([
             self._decode(scaled[start : start + devices]) for start in range(0, len(scaled), devices)
@@ -333,7 +335,9 @@ def compare(
 ) -> Float[np.ndarray, "n m"]:
     """The cosine between every picture and every text by CLIP; pictures of any size, float in [-1, 1] or uint8."""
     pictures = as_pictures(pictures, "pictures")
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = request.texts("texts", texts)
+    if not texts:
+        raise InputError("texts: found none, expected at least one")
     resized = center_crop(pictures, image_encoder.config.image_size)
     return np.asarray(cosine(image_encoder(resized), text_encoder.embed(tokenizer(texts))))
 

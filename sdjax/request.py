@@ -5,6 +5,7 @@ Each function takes the model and what the caller gave, and raises InputError fo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,6 +128,9 @@ def inpaint(
     job["table"] = table = _last_share(job["table"], strength)
     f = sd.config.vae.factor
     latent_mask = jnp.asarray(pixels[:, ::f, ::f])  # nearest: torch's takes the first pixel of each cell
+    if pixels.any() and not latent_mask.any():
+        warnings.warn(f"the mask has no pixel at the corner of a cell of {f} x {f}, so nothing is painted anew; make it"
+                      " larger", stacklevel=3)
     x = eps = samplers.noise(keys, 0, (*latent_mask.shape[1:3], z))
     blends = sd.config.unet.in_channels == z
     if blends or strength < 1.0:
@@ -195,7 +199,7 @@ def _one_picture(
         _side(sd, f"image {name}", side, multiple)
     for name in ("height", "width"):
         if options.pop(name, None) is not None:
-            raise InputError(f"{name}: image to image keeps the size of its image; resize the image instead")
+            raise InputError(f"{name}: the size of the image decides that of what is drawn; resize the image instead")
     return picture
 
 
@@ -241,9 +245,9 @@ def require_settings(
     for name, good, found, expected in (
         ("steps", _is_int(steps) and 1 <= steps <= most, steps, f"a whole number from 1 to {most}"),
         ("guidance_scale", _is_number(guidance_scale), guidance_scale, "a finite number, 1 for no guidance"),
-        ("seed", _ints(seed, n, 2**32), seed, f"a whole number from 0 to 2^32 - 1, or {n}"),
+        ("seed", _ints(seed, n, 2**32), seed, f"a whole number from 0 to 2^32 - 1, or a list of {n}"),
         ("num_images", _is_int(num_images) and num_images >= 1, num_images, "a whole number from 1"),
-        ("first_image", _ints(first_image, n, 2**31), first_image, f"a whole number from 0, or {n}"),
+        ("first_image", _ints(first_image, n, 2**31), first_image, f"a whole number from 0, or a list of {n}"),
         ("sampler", isinstance(sampler, str) and sampler in SAMPLERS, repr(sampler), f"one of {', '.join(SAMPLERS)}"),
         ("eta", _is_number(eta) and 0.0 <= eta <= 1.0 and (eta == 0.0 or sampler == "ddim"), eta,
          "0 to 1, and 0 but for ddim"),
@@ -253,28 +257,28 @@ def require_settings(
 
 
 def _settings(
-    sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", steps: int = 50,
+    sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = "", steps: int = 50,
     guidance_scale: float | None = None, seed: int | Sequence[int] = 0, num_images: int = 1,
     first_image: int | Sequence[int] = 0, sampler: str = "ddim", eta: float = 0.0,
 ) -> tuple[dict[str, Any], Array]:
     """The checked settings and the images' keys; the loop's start is for the caller to add."""
-    prompts = _texts("prompt", prompt)
-    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else _texts(
+    prompts, negative_prompt = texts("prompt", prompt), "" if negative_prompt is None else negative_prompt
+    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else texts(
         "negative_prompt", negative_prompt)
     n = len(prompts)
     for name, good, found, expected in (
         ("prompt", n > 0, prompts, "at least one"),
-        ("negative_prompt", len(negatives) == n, len(negatives), f"one, or {n}"),
+        ("negative_prompt", len(negatives) == n, len(negatives), f"one text, or a list of {n}"),
     ):
         if not good:
             raise InputError(f"{name}: found {found}, expected {expected}")
     guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
     require_settings(sd.config, n, steps, guidance_scale, seed, num_images, first_image, sampler, eta)
     rows = [prompts] if guidance_scale == 1.0 else [negatives, prompts]
-    texts = [sd.text_encoder(np.repeat(sd.tokenizer(row), num_images, axis=0)) for row in rows]
+    hidden = [sd.text_encoder(np.repeat(sd.tokenizer(row), num_images, axis=0)) for row in rows]
     job = {
         "sampler": sampler, "table": SAMPLERS[sampler].plan(sd.config.diffusion, steps),
-        "texts": jnp.stack(texts, axis=1), "guidance": jnp.float32(guidance_scale), "eta": jnp.float32(eta),
+        "texts": jnp.stack(hidden, axis=1), "guidance": jnp.float32(guidance_scale), "eta": jnp.float32(eta),
     }
     # Prompts share the counting of one first image, and begin each with its own where there are as many.
     firsts = [first_image + num_images * i for i in range(n)] if _is_int(first_image) else first_image
@@ -309,12 +313,12 @@ def _ints(values: Any, n: int, below: int) -> bool:
     )
 
 
-def _texts(name: str, value: Any) -> list[str]:
+def texts(name: str, value: Any) -> list[str]:
     """One text or several as a list; InputError for anything else."""
-    texts = [value] if isinstance(value, str) else value
-    if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts)):
+    found = [value] if isinstance(value, str) else value
+    if not (isinstance(found, (list, tuple)) and all(isinstance(text, str) for text in found)):
         raise InputError(f"{name}: found {value!r}, expected a text, or a list of texts")
-    return list(texts)
+    return list(found)
 
 
 def _is_number(value: Any) -> bool:

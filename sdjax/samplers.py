@@ -122,7 +122,7 @@ def ddpm(x: Array, x0: Array, eps: Array, x0_last: Array, s: Plan, eta: Array, n
 
 
 def euler(x: Array, x0: Array, eps: Array, x0_last: Array, s: Plan, eta: Array, noise: Array) -> Array:
-    """arXiv:2206.00364, algorithm 1 without churn: dx/dsigma = eps, in x / sqrt(a) with sigma^2 = (1 - a) / a."""
+    """dx/dsigma = eps, in x / sqrt(a) with sigma^2 = (1 - a) / a: arXiv:2206.00364, algorithm 1 less its correction."""
     sigma, sigma_next = jnp.sqrt((1.0 - s.a) / s.a), jnp.sqrt((1.0 - s.a_next) / s.a_next)
     return jnp.sqrt(s.a_next) * (x / jnp.sqrt(s.a) + (sigma_next - sigma) * eps)
 

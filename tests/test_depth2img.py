@@ -111,7 +111,7 @@ def test_a_preview_is_white_where_things_are_near():
         ({"depth": np.full((4, 4), np.nan)}, "depth: found NaN"),
         ({"strength": 1.5}, "strength: found 1.5"),
         ({"image": np.zeros((25, 32, 3))}, "image height: found 25"),
-        ({"width": 64}, "width: image to image keeps the size"),
+        ({"width": 64}, "width: the size of the image decides"),
     ],
 )
 def test_a_bad_argument_is_named_with_what_was_found(sd, picture, given, message):

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdjax.errors import InputError
-from sdjax.images import grid, infotext, read_depth, read_picture, read_settings, to_uint8, write_png
+from sdjax.images import grid, infotext, read_depth, read_mask, read_picture, read_settings, to_uint8, write_png
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SETTINGS = {
@@ -66,6 +66,10 @@ def test_each_of_256_levels_survives_reading_and_writing(tmp_path):
 def test_what_is_transparent_lies_on_white(tmp_path):
     half_red = read_picture(saved(tmp_path / "half.png", "RGBA", (1, 1), (255, 0, 0, 128)))
     np.testing.assert_allclose(half_red, [[[1, 0, 0]]], atol=0.01)
+
+
+def test_what_is_transparent_in_a_mask_is_not_painted(tmp_path):
+    assert read_mask(saved(tmp_path / "half.png", "RGBA", (1, 1), (255, 255, 255, 0))) == 0.0
 
 
 def test_a_phone_picture_stands_upright(tmp_path):

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from small_models import OPENAI, OPENCLIP, model, same
 
 import sdjax
@@ -11,7 +12,7 @@ from sdjax.checkpoint.export import to_diffusers, to_original
 from sdjax.config import inpainting
 from sdjax.diffusion import add_noise
 from sdjax.errors import InputError
-from sdjax.images import as_mask
+from sdjax.images import as_mask, read_mask
 from sdjax.request import MASKED, inpaint
 from sdjax.samplers import Keep, ddim_plan
 
@@ -39,11 +40,21 @@ def nine():
 
 
 @pytest.mark.parametrize(
-    "mask", [LEFT, LEFT.astype(np.uint8) * 255, LEFT * 0.9 + 0.05, LEFT[..., None], LEFT[None].astype(np.float32)],
-    ids=["bool", "8 bit", "soft", "with a channel", "with a batch"],
+    "mask", [LEFT, LEFT.astype(np.uint8) * 255, LEFT.astype(np.uint8), LEFT.astype(int), LEFT * 0.9 + 0.05,
+             LEFT[..., None], LEFT[None].astype(np.float32)],
+    ids=["bool", "8 bit", "8 bit, 0 and 1", "integers", "soft", "with a channel", "with a batch"],
 )
 def test_a_mask_is_cut_at_a_half(mask):
     assert np.array_equal(as_mask(mask, (SIZE, SIZE))[0, :, :, 0], LEFT)
+
+
+def test_a_mask_file_of_strokes_on_nothing_or_of_zeros_and_ones_is_what_it_was_meant_to_be(tmp_path):
+    strokes = np.zeros((SIZE, SIZE, 4), np.uint8)
+    strokes[LEFT] = 255  # white, on transparent black
+    clear = np.where(LEFT[..., None], 255, np.uint8([255, 255, 255, 0])).astype(np.uint8)  # and on transparent white
+    for name, pixels in (("strokes", strokes), ("clear", clear), ("ones", LEFT.astype(np.uint8))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        assert np.array_equal(as_mask(read_mask(tmp_path / f"{name}.png"), (SIZE, SIZE))[0, :, :, 0], LEFT), name
 
 
 def test_half_a_mask_is_painted():
@@ -59,6 +70,7 @@ def test_half_a_mask_is_painted():
         (np.full((SIZE, SIZE), 2.0), "mask: found values from 2 to 2"),
         (np.full((SIZE, SIZE), -1.0), "mask: found values from -1"),
         (np.full((SIZE, SIZE), np.nan), "mask: found values from nan"),
+        ([[1], [1, 0]], "mask: found rows of several lengths"),
     ],
 )
 def test_a_bad_mask_is_named_with_what_was_found(nine, picture, mask, message):
@@ -84,6 +96,9 @@ def test_the_mask_of_a_latent_is_the_first_pixel_of_its_cell(nine, picture):
     dots[4, 6] = dots[9, 9] = 1.0  # the first pixel of a 2 x 2 cell, and the last of another
     beside = inpaint(nine, "a cone", picture, dots, steps=2).beside[0, :, :, 0]
     assert beside[2, 3] == 1.0 and beside.sum() == 1.0
+    dots[4, 6] = 0.0
+    with pytest.warns(UserWarning, match="nothing is painted anew"):
+        inpaint(nine, "a cone", picture, dots, steps=2)
 
 
 def test_the_networks_see_the_mask_and_the_surroundings(nine, picture):

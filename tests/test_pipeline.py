@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden import randomised
+from small_models import OPENAI, model
 
 from sdjax import hardware, pipeline, request, samplers
 from sdjax.clip import ImageEncoder, TextEncoder
@@ -194,6 +195,18 @@ def test_similarity_is_a_cosine_for_every_picture_and_text(sd, image):
     assert np.abs(table[0] - table[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("texts", [[], None, [1]])
+def test_similarity_to_no_text_is_refused(sd, image, texts):
+    with pytest.raises(InputError, match="texts: found"):
+        sd.similarity(image, texts)
+
+
+def test_latents_of_another_shape_are_no_pictures(sd):
+    for shape in ((4, 4, 4), (0, 4, 4, 4)):
+        with pytest.raises(InputError, match="latents: found shape"):
+            sd.to_pictures(np.zeros(shape, np.float32))
+
+
 def test_8_bit_pictures_are_spread_over_minus_1_to_1():
     pictures = as_pictures(np.array([[[0, 51, 255]]], np.uint8), "image")
     assert pictures.shape == (1, 1, 1, 3)
@@ -221,7 +234,6 @@ def test_clip_sees_the_middle_square_of_a_wide_picture():
         ({"guidance_scale": "7"}, "guidance_scale: found 7"),
         ({"guidance_scale": 1e39}, "guidance_scale: found 1e"),  # infinity in float32
         ({"eta": "0"}, "eta: found 0"),
-        ({"negative_prompt": None}, "negative_prompt: found None, expected a text"),
         ({"prompt": 5}, "prompt: found 5, expected a text"),
         ({"seed": -1}, "seed: found -1"),
         ({"seed": 2**32}, "seed: found 4294967296"),
@@ -259,12 +271,21 @@ def test_a_bad_argument_is_named_with_what_was_found(sd, options, message):
         (np.zeros((8, 7, 3)), {}, "image width: found 7"),
         (np.full((8, 8, 3), 255.0), {}, "image: found values from 255 to 255"),
         (np.full((8, 8, 3), np.nan), {}, "image: found values from nan"),
-        (np.zeros((8, 8, 3)), {"height": 8}, "height: image to image keeps the size"),
+        (np.zeros((8, 8, 3)), {"height": 8}, "height: the size of the image decides"),
     ],
 )
 def test_a_bad_image_is_named_with_what_was_found(sd, image, options, message):
     with pytest.raises(InputError, match=message):
         sd.img2img("a red cube", image, **options)
+
+
+def test_no_negative_prompt_is_an_empty_one(sd):
+    assert np.array_equal(request.text(sd, "a", negative_prompt=None).texts, request.text(sd, "a").texts)
+
+
+def test_a_text_encoder_that_shares_no_space_with_pictures_says_so():
+    with pytest.raises(InputError, match="without projection"):
+        model(OPENAI).text_encoder.embed(np.zeros((1, 5), np.int32))
 
 
 def test_weights_without_an_image_encoder_say_so_when_asked_for_similarity(sd, image):

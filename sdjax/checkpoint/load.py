@@ -100,6 +100,9 @@ def _info(
 
 
 def _opened(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise InputError(f"{path}: does not exist, expected a model's folder or a .safetensors file; the small model is"
+                         ' at sdjax.shipped("tiny")')
     if not path.is_dir():
         return original_file.opened(SafetensorsFile(path))
     for index, layout in ((native.INDEX, native), (diffusers_folder.INDEX, diffusers_folder)):

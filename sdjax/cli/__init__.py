@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import typer
 
@@ -20,6 +21,7 @@ for part in (draw, weights, toyworld, bench):
 
 def main() -> None:
     """Runs the command line: 0 when done, 2 with one line on stderr for wrong input, 130 when interrupted."""
+    warnings.showwarning = lambda message, *where: print(f"sdjax: {message}", file=sys.stderr)
     try:
         if app(standalone_mode=False) == 130:  # typer gives this back where Ctrl-C was pressed, and raises nothing
             raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from sdjax.checkpoint.shipped import shipped
 from sdjax.errors import InputError
 
 
@@ -24,12 +25,8 @@ OWN = {"inpaint": "tiny-inpaint", "upscale": "tiny-upscaler", "depth2img": "tiny
 
 
 def default_model(command: str = "txt2img") -> Path:
-    """The small model that ships for a command: inside an installed package, or beside it in a checkout."""
-    package, name = Path(__file__).parent.parent, OWN.get(command, "tiny")
-    for folder in (package / "weights" / name, package.parent / "weights" / name):
-        if folder.is_dir():
-            return folder
-    raise InputError(f"weights/{name}: not found beside the package; give the path of weights")
+    """The small model that ships for a command."""
+    return shipped(OWN.get(command, "tiny"))
 
 
 def prepare() -> None:
@@ -72,6 +69,8 @@ def read_size(size: str | None) -> list[int] | None:
     from sdjax.images import MAX_PIXELS
 
     height, width = int(match[1]), int(match[2])
+    if not (height and width):
+        raise InputError(f"--size: found {size}, expected sides of a pixel or more")
     if height * width > MAX_PIXELS:
         raise InputError(f"--size: found {size}, expected at most {MAX_PIXELS:,} pixels")
     return [height, width]

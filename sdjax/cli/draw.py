@@ -21,10 +21,15 @@ Model = Annotated[
     Path | None, typer.Option(help="Weights: a folder or a .safetensors file. Default: the small model that ships.")
 ]
 Negative = Annotated[str | None, typer.Option(help="What the picture should not show.")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000. Default 50.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Steps of the sampler, 1 to 1000; fewer than 5 show little. Default 50.")
+]
 Guidance = Annotated[
     float | None,
-    typer.Option(help="How far to go towards the prompt; 1: no guidance. Default: the model's own, 7.5 if released."),
+    typer.Option(
+        help="How far to go towards the prompt; 1: no guidance, 0: no prompt. Default: the model's own (7.5 if released"
+        ", upscalers 9)."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Where the noise comes from, 0 to 2^32 - 1. Default 0.")]
 First = Annotated[int | None, typer.Option(help="The number of the first picture of the seed. Default 0.")]
@@ -78,6 +83,8 @@ def txt2img(
     from sdjax.cli import many
 
     lines = many.read_lines(prompts)
+    if coordinator is None:
+        many.require_process(processes, process)
     common.make_folder(out)
     common.prepare()
     if coordinator is not None:

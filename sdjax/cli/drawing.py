@@ -120,6 +120,8 @@ def read_files(files: dict[str, Path | None], fit: list[int] | None, whole: bool
 
 
 def _cut(array: Any) -> Any:
+    if min(array.shape[:2]) < 8:
+        raise InputError(f"--image: is {array.shape[0]} x {array.shape[1]}, expected 8 x 8 pixels or more; give --size")
     top, left = (side % 8 // 2 for side in array.shape[:2])
     height, width = (side // 8 * 8 for side in array.shape[:2])
     return array[top : top + height, left : left + width]

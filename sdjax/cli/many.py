@@ -58,7 +58,7 @@ def read_lines(path: Path) -> list[Line]:
 
 def share(lines: list[Line], processes: int, process: int) -> list[Line]:
     """The lines of one process of many."""
-    _check(processes, process)
+    require_process(processes, process)
     return lines[process::processes]
 
 
@@ -80,7 +80,7 @@ def join(coordinator: str, processes: int, process: int) -> tuple[int, int]:
             raise InputError(f"--coordinator: found {coordinator!r}, expected HOST:PORT, or auto on a cluster")
         if processes < 2:
             raise InputError(f"--processes: found {processes}, expected how many meet at {coordinator}, 2 or more")
-        _check(processes, process)
+        require_process(processes, process)
         who = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
         jax.distributed.initialize(**who, shutdown_timeout_seconds=DAY)
@@ -89,7 +89,10 @@ def join(coordinator: str, processes: int, process: int) -> tuple[int, int]:
     return jax.process_count(), jax.process_index()
 
 
-def _check(processes: int, process: int) -> None:
+def require_process(processes: int, process: int) -> None:
+    """InputError unless there is a process of that number."""
+    if processes < 1:
+        raise InputError(f"--processes: found {processes}, expected 1 or more")
     if not 0 <= process < processes:
         raise InputError(f"--process: found {process} of {processes}, expected 0 to {processes - 1}")
 
