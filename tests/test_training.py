@@ -30,7 +30,7 @@ from sdjax.training.data import pictures, step_rng, train_scene
 from sdjax.training.loop import CHECKPOINT, CURVE, LOG, Recipe, _matrices, fit
 from sdjax.training.vae import latent_scale
 from sdjax.unet import UNet
-from sdjax.vae import VAE, Posterior
+from sdjax.vae import VAE
 
 RECIPE = Recipe(steps=12, batch=4, learning_rate=0.1, warmup=2, save_every=4, ema=0.5)
 
@@ -276,22 +276,6 @@ def test_what_is_told_stands_in_a_state_as_it_is_so_that_looks_are_equally_far_a
     states = jnp.zeros((2, 32)).at[:, : wanted.shape[1]].set(clip.LOUD * wanted)
     assert np.allclose(clip.told_in(states), wanted)
     assert np.isclose(np.linalg.norm(states[0] - states[1]), np.sqrt(2) * clip.LOUD)
-
-
-def test_scenes_with_a_cube_are_shown_twice_as_often_whichever_of_their_solids_it_is():
-    cube, ball = (Solid("red", shape, "large", 0.0, 0.0, 0.0) for shape in ("cube", "sphere"))
-    scenes = [Scene(solids, "day", None) for solids in ((ball,), (cube,), (ball, cube), (cube, cube))]
-    assert np.allclose(unet.chances(scenes), np.array([1, 2, 2, 2]) / 7)
-
-
-def test_the_denoiser_is_shown_scenes_as_often_as_it_is_said(monkeypatch):
-    sd, batches, numbers = model(OPENCLIP), [], np.zeros((4, 1, 1, 4))
-    monkeypatch.setattr(unet, "fit", lambda *given, **more: batches.append(given[4]))
-    numbers[:] = np.arange(4).reshape(4, 1, 1, 1)
-    unet.train(sd.config.unet, sd.config.diffusion, sd.text_encoder.module, sd.tokenizer, Posterior(numbers, numbers),
-               1.0, None, start=sd.unet.module, likely=np.array([0.0, 0.5, 0.0, 0.5]))
-    shown = np.concatenate([batches[0](step)["mean"][:, 0, 0, 0] for step in range(4)])
-    assert set(shown) == {1.0, 3.0}
 
 
 def test_timesteps_are_uniform_each_and_spread_evenly_together():

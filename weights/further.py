@@ -6,7 +6,7 @@ The first two are the recipe of training/unet.py with other numbers, and scenes 
 of a batch are no noised pictures but states that sampling meets and training does not (exposure bias: arXiv:2301.11706,
 arXiv:2305.15583). In the third and fourth they are what the network's own guided step from further above leaves of a
 noised picture; in the fifth two solids, both faint, where one is asked for: the louder is to stay and the other to go.
-It was run by the code of commit 79ffe90; training/doubled.py does the same with other chances, and has not been run
+It was run by the code of commit 79ffe90; training/misleading.py does the same with other chances, and has not been run
 from here.
 """
 
@@ -24,8 +24,8 @@ from sdjax.checkpoint import native
 from sdjax.diffusion import add_noise, alphas, guide, split_prediction, training_pair
 from sdjax.hardware import Network, prepare
 from sdjax.training import data, stages, unet
-from sdjax.training.doubled import Doubled
 from sdjax.training.loop import fit
+from sdjax.training.misleading import Doubled
 from sdjax.training.parts import latents_of
 from sdjax.vae import Posterior
 

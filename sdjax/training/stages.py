@@ -29,8 +29,8 @@ from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
 from sdjax.toyworld import LANGUAGES, caption, describe, scene_at
 from sdjax.training import clip, conditioned, data, judge, unet, vae
-from sdjax.training.doubled import Doubled
 from sdjax.training.loop import Recipe
+from sdjax.training.misleading import Doubled, Mistaken
 from sdjax.training.parts import latents_of, read_module, write_module
 from sdjax.unet import UNet
 from sdjax.vae import VAE
@@ -126,8 +126,7 @@ def train_unet(
     """Trains the denoiser, draws samples as it learns, and puts the model together: RUN/model.
 
     `start` is a model of the same kind whose denoiser, of any width, is gone on with, and whose other parts are taken
-    where `run` has none of its own; InputError for another. With `as_they_come` no scene is shown more often than
-    others, and none with a solid too many.
+    where `run` has none of its own; InputError for another. With `as_they_come` no state is misleading.
     """
     begun = None if start is None else load(start)
     if begun:
@@ -150,8 +149,8 @@ def train_unet(
     trained = unet.train(config.unet, config.diffusion, text, tokenizer, latents, scale, run / "unet", recipe,
                          watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"),
                          start=begun and begun.unet.module,
-                         doubled=None if as_they_come else Doubled(latents, coder, unet.DOUBLED),
-                         likely=None if as_they_come else unet.chances(map(data.train_scene, range(scenes))))
+                         misleading=() if as_they_come else (
+                             Doubled(latents, coder, unet.DOUBLED), Mistaken(latents, coder, unet.MISTAKEN)))
     native.save(assembled(trained), run / "model", "float16", replace=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,10 +15,9 @@ from sdjax.config import DiffusionConfig, UNetConfig
 from sdjax.diffusion import add_noise, alphas, training_pair
 from sdjax.request import MOST_NOISE
 from sdjax.tokenizer import Tokenizer
-from sdjax.toyworld import Scene
 from sdjax.training.data import captions, step_rng, train_scene
-from sdjax.training.doubled import Doubled
 from sdjax.training.loop import Recipe, fit
+from sdjax.training.misleading import Misleading
 from sdjax.unet import UNet
 from sdjax.vae import Posterior
 
@@ -28,10 +27,7 @@ DROP = 0.1
 # What a small picture leaves open is settled at the noisiest steps. What is not learned there sampling shows twice: it
 # draws one of the pictures that might be, as far from their mean as the true one is.
 LEAN = 2.0  # of an upscaler's timesteps towards noise, and of its small pictures' levels towards none
-DOUBLED = 4  # every fourth picture of a batch shows a solid too many (doubled.py)
-# A cube may be turned any way, and its error of v is twice that of the next shape: left at even odds, it was drawn as
-# a cylinder after two captions of three that turned out wrong.
-OFTEN = {"cube": 2.0}  # how much more often than others a scene is shown that has such a solid
+DOUBLED, MISTAKEN = 4, 8  # every fourth picture of a batch shows a solid too many, every eighth a wrong shape
 
 
 def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig, lean: float = 1.0) -> jax.Array:
@@ -47,12 +43,6 @@ def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig, lean: floa
 def levels(key: jax.Array, count: int, most: int) -> jax.Array:
     """Levels of noise int32 [count] on a small picture, from 0 to `most`, more often the low ones."""
     return ((most + 1) * jax.random.uniform(key, (count,)) ** LEAN).astype(jnp.int32)
-
-
-def chances(scenes: Iterable[Scene]) -> np.ndarray:
-    """How likely each scene is to be shown: float64 [n], together 1."""
-    often = np.array([max(OFTEN.get(solid.shape, 1.0) for solid in scene.solids) for scene in scenes])
-    return often / often.sum()
 
 
 def squares(batch: dict[str, np.ndarray], side: int, rng: np.random.Generator, tries: int = 4) -> dict[str, np.ndarray]:
@@ -87,24 +77,23 @@ def train(
     config: UNetConfig, diffusion: DiffusionConfig, text_encoder: TextEncoder, tokenizer: Tokenizer,
     latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
     watch: Callable[[int, UNet], None] | None = None, start: UNet | None = None, beside: np.ndarray | None = None,
-    low_res: DiffusionConfig | None = None, crop: int | None = None, doubled: Doubled | None = None,
-    likely: np.ndarray | None = None,
+    low_res: DiffusionConfig | None = None, crop: int | None = None, misleading: Sequence[Misleading] = (),
 ) -> UNet:
     """The trained denoiser; `latents` are the unscaled posteriors of scenes 0 to n of the training split.
 
     `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with; `beside`
     [n, h, w, k] are the channels that it sees beside the latents, noised by the schedule `low_res` where there is one;
-    with `crop` it learns from squares of that side; `doubled` puts a solid too many into some; `likely` [n], together
-    1, is how likely each scene is to be shown, and all are alike without it.
+    with `crop` it learns from squares of that side; some of it shows states that are `misleading`.
     """
     graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = step_rng(recipe.seed, step)
-        rows, more = rng.choice(len(latents.mean), size=recipe.batch, p=likely), {}
-        if doubled is not None:
-            rows, more = doubled.batch(rows, rng)
+        rows, more = rng.integers(len(latents.mean), size=recipe.batch), {}
+        for states in misleading:
+            rows, own = states.batch(rows, rng)
+            more |= own
         batch = batch_of(latents, tokenizer, rows, rng) | more
         if beside is not None:
             batch["beside"] = beside[rows]
@@ -115,8 +104,8 @@ def train(
         x0 = scale * Posterior(batch["mean"], batch["log_variance"]).sample(of_latent)
         eps = jax.random.normal(of_noise, x0.shape)
         t = timesteps(of_time, len(x0), diffusion, 1.0 if low_res is None else LEAN)
-        if doubled is not None:
-            eps, t = doubled.noise(x0, eps, t, batch, jax.random.fold_in(key, 2), scale, diffusion)
+        for i, states in enumerate(misleading):
+            eps, t = states.noise(x0, eps, t, batch, jax.random.fold_in(key, 2 + i), scale, diffusion)
         text = nnx.merge(text_graph, text_parameters)(batch["ids"])
         x, target, weight = training_pair(x0, eps, t, diffusion)
         shown, classes = batch.get("beside"), None

@@ -1,6 +1,8 @@
-"""A solid too many: which scenes show one, what the state holds, and that it leads to the true picture."""
+"""A solid too many, or a wrong shape: which scenes show it, what the state holds, and that it leads to the truth."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,11 @@ from small_models import OPENCLIP, model
 
 from sdjax.config import DiffusionConfig
 from sdjax.diffusion import alphas, split_prediction, training_pair
+from sdjax.toyworld import render_batch
 from sdjax.training import unet
 from sdjax.training.data import step_rng, train_scene
-from sdjax.training.doubled import BETWEEN, LOUD, Doubled
+from sdjax.training.misleading import BETWEEN, LOUD, Doubled, Mistaken
+from sdjax.training.vae import encode
 from sdjax.vae import Posterior
 
 SCENES, BATCH, EVERY = 400, 16, 4
@@ -83,19 +87,64 @@ def test_only_every_fourth_is_changed_and_brought_to_the_timesteps_where_solids_
 
 def test_where_no_scene_has_one_solid_any_is_taken(monkeypatch):
     pair = next(scene for scene in map(train_scene, range(100)) if len(scene.solids) == 2)
-    monkeypatch.setattr("sdjax.training.doubled.train_scene", lambda i: pair)
+    monkeypatch.setattr("sdjax.training.misleading.train_scene", lambda i: pair)
     numbers = np.zeros((3, 4, 4, 4), np.float32)
-    rows, more = Doubled(Posterior(numbers, numbers), model(OPENCLIP).vae.module, EVERY).batch(
-        np.zeros(BATCH, int), step_rng(0, 0)
-    )
-    assert set(rows) <= {0, 1, 2} and more["other"].shape == (BATCH // EVERY, 4, 4, 4)
+    for kind, name in ((Doubled, "other"), (Mistaken, "reshaped")):
+        states = kind(Posterior(numbers, numbers), model(OPENCLIP).vae.module, EVERY)
+        rows, more = states.batch(np.zeros(BATCH, int), step_rng(0, 0))
+        assert set(rows) <= {0, 1, 2} and len(more[name]) == BATCH // EVERY
 
 
-def test_the_denoiser_is_trained_on_them(doubled, monkeypatch):
+# ---- a wrong shape -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mistaken() -> Mistaken:
+    """Over pictures of the first forty scenes, and latents as above."""
+    numbers = np.broadcast_to(np.arange(40, dtype=np.float32)[:, None, None, None], (40, 4, 4, 4))
+    return Mistaken(Posterior(numbers, numbers), model(OPENCLIP).vae.module, 2 * EVERY)
+
+
+def test_the_same_solid_is_there_with_the_shape_that_is_like_its_own(mistaken):
+    assert len(mistaken.single) == len(mistaken.swapped) == len(mistaken.other) > 3
+    for i, scene in zip(mistaken.single, mistaken.swapped):
+        (solid,), (other,) = train_scene(i).solids, scene.solids
+        assert {solid.shape, other.shape} == {"cube", "cylinder"}
+        assert dataclasses.replace(other, shape=solid.shape) == solid
+        assert scene.time == train_scene(i).time
+    pictures = render_batch(mistaken.swapped)[0]
+    assert np.array_equal(mistaken.other, encode(model(OPENCLIP).vae.module, pictures).mean)
+
+
+def test_every_eighth_scene_has_one_and_none_that_is_doubled(mistaken, doubled):
+    rows, more = mistaken.batch(np.full(BATCH, 99), step_rng(0, 0))
+    places = np.flatnonzero(rows != 99)
+    assert (places == [2, 10]).all() and not set(places) & set(range(BATCH)[doubled.some])
+    for row, other in zip(rows[places], more["reshaped"]):
+        assert np.array_equal(other, mistaken.other[mistaken.single.index(row)])
+
+
+def test_the_state_is_a_noised_mix_of_both_and_leads_to_the_right_one(mistaken):
+    x0, eps = jnp.ones((BATCH, 4, 4, 4)), jax.random.normal(jax.random.key(2), (BATCH, 4, 4, 4))
+    t = unet.timesteps(jax.random.key(3), BATCH, DIFFUSION)
+    wrong = {"reshaped": jnp.full((2, 4, 4, 4), 3.0 / SCALE)}
+    noise, at = mistaken.noise(x0, eps, t, wrong, jax.random.key(4), SCALE, DIFFUSION)
+    x, target, _ = training_pair(x0, noise, at, DIFFUSION)
+    a = jnp.asarray(alphas(DIFFUSION), jnp.float32)[at]
+    assert np.abs(split_prediction(target, x, a, "v")[0] - x0).max() < 1e-4
+    behind = (x - jnp.sqrt(1 - a)[:, None, None, None] * eps) / jnp.sqrt(a)[:, None, None, None]
+    mixed = np.asarray(behind)[[2, 10]]
+    assert np.ptp(mixed, axis=(1, 2, 3)).max() < 1e-4 and (1 < mixed).all() and (mixed < 3).all()
+    kept = np.arange(BATCH) % (2 * EVERY) != 2
+    assert (noise[kept] == eps[kept]).all() and (at[kept] == t[kept]).all()
+
+
+def test_the_denoiser_is_trained_on_both(doubled, mistaken, monkeypatch):
     sd, batches = model(OPENCLIP), []
     take = lambda recipe, graph, start, loss, batch_at, *rest, **options: batches.append(batch_at(0))
     monkeypatch.setattr(unet, "fit", take)
     unet.train(sd.config.unet, sd.config.diffusion, sd.text_encoder.module, sd.tokenizer, doubled.latents, 1.0, None,
-               start=sd.unet.module, doubled=doubled)
-    rows = batches[0]["mean"][::EVERY, 0, 0, 0].astype(int)
-    assert all(len(train_scene(row).solids) == 1 for row in rows) and len(batches[0]["other"]) == len(rows)
+               start=sd.unet.module, misleading=(doubled, mistaken))
+    rows = batches[0]["mean"][:, 0, 0, 0].astype(int)
+    assert all(len(train_scene(row).solids) == 1 for row in rows[::EVERY]) and len(batches[0]["other"]) == 4
+    assert set(rows[2 :: 2 * EVERY]) <= set(mistaken.single) and len(batches[0]["reshaped"]) == 2
