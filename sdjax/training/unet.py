@@ -83,7 +83,7 @@ def train(
 
     `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with; `beside`
     [n, h, w, k] are the channels that it sees beside the latents, noised by the schedule `low_res` where there is one;
-    with `crop` it learns from squares of that side; some of it shows states that are `misleading`.
+    with `crop` it learns from squares of that side; in some pictures of a batch it sees `misleading` states.
     """
     graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
