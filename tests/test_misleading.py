@@ -27,7 +27,8 @@ SCALE, DIFFUSION = 0.5, DiffusionConfig(prediction="v")
 def doubled() -> Doubled:
     """Over latents that are the number of their scene throughout, so that a batch says which they are."""
     numbers = np.broadcast_to(np.arange(SCENES, dtype=np.float32)[:, None, None, None], (SCENES, 4, 4, 4))
-    return Doubled(Posterior(numbers, numbers), model(OPENCLIP).vae.module, EVERY)
+    scenes = [train_scene(i) for i in range(SCENES)]
+    return Doubled(scenes, Posterior(numbers, numbers), model(OPENCLIP).vae.module, EVERY)
 
 
 def test_every_fourth_scene_has_one_solid_and_the_other_has_it_too(doubled):
@@ -85,12 +86,11 @@ def test_only_every_fourth_is_changed_and_brought_to_the_timesteps_where_solids_
     assert BETWEEN[0] <= brought[0] and brought[-1] < BETWEEN[1] and np.diff(brought).min() > 150  # still spread
 
 
-def test_where_no_scene_has_one_solid_any_is_taken(monkeypatch):
+def test_where_no_scene_has_one_solid_any_is_taken():
     pair = next(scene for scene in map(train_scene, range(100)) if len(scene.solids) == 2)
-    monkeypatch.setattr("sdjax.training.misleading.train_scene", lambda i: pair)
-    numbers = np.zeros((3, 4, 4, 4), np.float32)
-    for kind, name in ((Doubled, "other"), (Mistaken, "reshaped")):
-        states = kind(Posterior(numbers, numbers), model(OPENCLIP).vae.module, EVERY)
+    numbers, coder = np.zeros((3, 4, 4, 4), np.float32), model(OPENCLIP).vae.module
+    doubled = Doubled([pair] * 3, Posterior(numbers, numbers), coder, EVERY)
+    for states, name in ((doubled, "other"), (Mistaken([pair] * 3, coder, EVERY), "reshaped")):
         rows, more = states.batch(np.zeros(BATCH, int), step_rng(0, 0))
         assert set(rows) <= {0, 1, 2} and len(more[name]) == BATCH // EVERY
 
@@ -100,9 +100,8 @@ def test_where_no_scene_has_one_solid_any_is_taken(monkeypatch):
 
 @pytest.fixture(scope="module")
 def mistaken() -> Mistaken:
-    """Over pictures of the first forty scenes, and latents as above."""
-    numbers = np.broadcast_to(np.arange(40, dtype=np.float32)[:, None, None, None], (40, 4, 4, 4))
-    return Mistaken(Posterior(numbers, numbers), model(OPENCLIP).vae.module, 2 * EVERY)
+    """Over pictures of the first forty scenes."""
+    return Mistaken([train_scene(i) for i in range(40)], model(OPENCLIP).vae.module, 2 * EVERY)
 
 
 def test_the_same_solid_is_there_with_the_shape_that_is_like_its_own(mistaken):

@@ -20,6 +20,12 @@ def judge():
     return load_judge(WEIGHTS / "tiny")
 
 
+def test_they_are_found_by_name():
+    assert sdjax.shipped("tiny").samefile(WEIGHTS / "tiny")
+    with pytest.raises(sdjax.InputError, match="weights/huge: not found"):
+        sdjax.shipped("huge")
+
+
 def test_they_draw_what_they_are_asked_for(judge):
     scenes = [scene_at(3, "valid", i, count=1 + i % 2) for i in range(4)]
     drawn = sdjax.load(WEIGHTS / "tiny").txt2img([describe(s) for s in scenes], steps=12, sampler="dpmpp_2m", seed=3)

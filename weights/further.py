@@ -127,7 +127,8 @@ def on_own_states(sd, latents, folder, recipe, own):
 
 def on_doubled_solids(sd, latents, folder, recipe):
     """The fifth: every second picture is a scene with one solid, and with the same again at another place."""
-    doubled = Doubled(latents, sd.vae.module, every=2)
+    scenes = [data.train_scene(i) for i in range(len(latents.mean))]
+    doubled = Doubled(scenes, latents, sd.vae.module, every=2)
 
     def batch_at(step):
         rng = data.step_rng(recipe.seed, step)

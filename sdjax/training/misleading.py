@@ -19,7 +19,6 @@ import numpy as np
 from sdjax.config import DiffusionConfig
 from sdjax.diffusion import alphas
 from sdjax.toyworld import Scene, render_batch
-from sdjax.training.data import train_scene
 from sdjax.training.vae import encode
 from sdjax.vae import VAE, Posterior
 
@@ -36,13 +35,12 @@ Batch = dict[str, np.ndarray]
 class Doubled:
     """Every so many-th picture of a batch is a scene of one solid, and has that solid once more, at another place.
 
-    `latents` are the unscaled posteriors [n, h, w, z] of scenes 0 to n of the training split, by `coder`.
+    `latents` are the unscaled posteriors [n, h, w, z] of the `scenes` of the training split, by `coder`.
     """
 
-    def __init__(self, latents: Posterior, coder: VAE, every: int):
-        self.latents, self.some = latents, slice(0, None, every)
-        self.scenes = [train_scene(i) for i in range(len(latents.mean))]
-        self.single = _single(self.scenes)
+    def __init__(self, scenes: Sequence[Scene], latents: Posterior, coder: VAE, every: int):
+        self.scenes, self.latents, self.some = scenes, latents, slice(0, None, every)
+        self.single = _single(scenes)
         self.alike: dict[tuple[str, ...], list[int]] = {}
         for i in self.single:
             self.alike.setdefault(_look(self.scenes[i]), []).append(i)
@@ -74,11 +72,10 @@ class Doubled:
 class Mistaken:
     """Every so many-th picture of a batch is a scene of one solid, which is partly of the shape that is like its own.
 
-    As in `Doubled`; the pictures of a batch that both show must be others.
+    It begins with the third, so that none is of `Doubled`, too, where that has every fourth.
     """
 
-    def __init__(self, latents: Posterior, coder: VAE, every: int):
-        scenes = [train_scene(i) for i in range(len(latents.mean))]
+    def __init__(self, scenes: Sequence[Scene], coder: VAE, every: int):
         single = _single(scenes)
         self.some = slice(2, None, every)
         self.single = ([i for i in single if scenes[i].solids[0].shape in ALIKE] or single)[:SWAPPED]

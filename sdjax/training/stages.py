@@ -141,6 +141,7 @@ def train_unet(
     scale = _scale(run / "vae.safetensors")
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     latents = latents_of(run / "data" / "latents.safetensors", coder, data.pictures(run / "data", scenes))
+    shown = [data.train_scene(i) for i in range(scenes)]
 
     def assembled(denoiser: UNet) -> StableDiffusion:
         return StableDiffusion(config, tokenizer, TextNetwork.of(text), VAENetwork.of(coder), Network.of(denoiser),
@@ -150,7 +151,7 @@ def train_unet(
                          watch=lambda step, denoiser: _draw(assembled(denoiser), run / "unet" / f"{step:06}.png"),
                          start=begun and begun.unet.module,
                          misleading=() if as_they_come else (
-                             Doubled(latents, coder, unet.DOUBLED), Mistaken(latents, coder, unet.MISTAKEN)))
+                             Doubled(shown, latents, coder, unet.DOUBLED), Mistaken(shown, coder, unet.MISTAKEN)))
     native.save(assembled(trained), run / "model", "float16", replace=True)
 
 
