@@ -220,7 +220,7 @@ def word_map(snapshot, image, token):
 average = np.array([[np.mean([word_map(s, i, k) for s in walk], axis=0) for k in range(len(words))] for i in range(4)])
 show(plots.pictures([pictures[0], *average[0]], ["the picture", *words], columns=7, side=1.5),
      f"A picture of {prompt}, and a map of 8 x 8 places for each token: brighter where it is looked at more. The map "
-     "of the noun is bright where the solid stands, those of the start token and the colour around it.")
+     "of the noun is bright where the solid stands, those of the start token and the colour away from it.")
 
 # %% [markdown]
 # Nobody ever told the network where a sphere is in a training picture; it had captions alone. Is that so in the other

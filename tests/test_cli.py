@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -222,3 +223,8 @@ def test_help_names_every_command(run):
         assert len(commands) > 6
         for name in (c.name or c.callback.__name__ for c in commands):
             assert re.search(rf"^\s*{name}\s", out, re.MULTILINE), name
+
+
+def test_a_warning_is_one_line_too(run, monkeypatch):
+    monkeypatch.setattr(cli.drawing, "draw", lambda *given: warnings.warn("cut off", stacklevel=2))
+    assert run("txt2img", "a red cube")[::2] == (0, "sdjax: cut off\n")
