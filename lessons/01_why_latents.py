@@ -24,7 +24,7 @@ from lesson import show
 
 import sdjax
 from sdjax import bench, config, plots, unet
-from sdjax.attention import attend_chunked, attend_plain
+from sdjax.attention import attend_blockwise, attend_plain
 from sdjax.images import shrunk
 from sdjax.layers import conv3x3
 from sdjax.toyworld import render, scene_at
@@ -89,15 +89,15 @@ for side, size in need.items():
 assert all(need[side] >= 4 * side**4 for side in sides)  # the matrix of looks is in it, whole
 
 # %% [markdown]
-# The memory can be had back: take the queries a few at a time and never hold the whole matrix. That is what the
-# package does with large pictures, with the same result. The *work* stays.
+# The memory can be had back: walk over the keys, a block of them at a time, and never hold the whole matrix. That is
+# what the package does with large pictures, with the same result (lesson 13 shows how). The *work* stays.
 
 # %%
-saving = {side: scratch(attend_chunked, side) for side in sides}
+saving = {side: scratch(attend_blockwise, side) for side in sides}
 for side, size in saving.items():
-    print(f"side {side:3}: {size / 1e9:6.2f} GB, a chunk of queries at a time")
+    print(f"side {side:3}: {size / 1e9:6.2f} GB, a block of keys at a time")
 q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 1, 64**2, 8))
-assert np.allclose(attend_plain(q, k, v), attend_chunked(q, k, v), atol=1e-5)
+assert np.allclose(attend_plain(q, k, v), attend_blockwise(q, k, v), atol=1e-5)
 assert saving[256] < need[256] / 50
 
 # %% [markdown]
@@ -107,7 +107,7 @@ assert saving[256] < need[256] / 50
 # that a UNet is made of: it looks at 9 places wherever it stands, so that its work grows as the pixels do.
 #
 # Patience has a limit too: at 256 px we let only a sixteenth of the queries look at all the places, and multiply. A
-# chunk of queries costs the same as any other, so nothing is lost by it.
+# query costs the same as any other, so nothing is lost by it.
 #
 # **Predict:** from 64 to 256 px there are 16 times the pixels. How many times longer does each take?
 
@@ -134,7 +134,7 @@ for side in sides:
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 1, side**2, 8))
     x = jax.random.normal(jax.random.key(0), (1, side, side, 64))
     share = 16 if side == 256 else 1
-    attended.append(share * seconds(attend_chunked, q[:, :, : side**2 // share], k, v))
+    attended.append(share * seconds(attend_blockwise, q[:, :, : side**2 // share], k, v))
     convolved.append(seconds(partial(convolve, graph), weights, x))
     print(f"side {side:3}: attention {attended[-1]:8.4f} s, convolution {convolved[-1]:8.4f} s")
 print(f"from 64 to 256: attention {attended[2] / attended[0]:.0f} times, "
@@ -182,7 +182,7 @@ for name, side in (("pixels", 512), ("latents", 64)):
     print(f"{name:8}{heads * side**4 * 4 / 1e9:10,.1f} GB")
 
 # %% [markdown]
-# Two thousand gigabytes against half of one. The memory could be had back in chunks; the 4,096 times more work could
+# Two thousand gigabytes against half of one. The memory could be had back in blocks; the 4,096 times more work could
 # not.
 #
 # ## The same network on both

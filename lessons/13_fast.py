@@ -20,7 +20,6 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import importlib.util
-import math
 import statistics
 import time
 from functools import partial
@@ -275,33 +274,43 @@ show(plots.pictures([*pair, np.abs(pair[0] - pair[1]).max(-1)], ["float32", "bfl
 # ## Attention in three ways
 #
 # The formula needs every logit: at the finest level of SD 1.5, 8 heads of 4096 queries times 4096 keys. But a row of
-# the softmax needs only its own row of logits, so queries can be taken in chunks. And one can go further and never hold
-# a whole row: walk over the keys in blocks, keep the largest logit so far, the sum of exponentials and the mixed values
-# so far, and shrink both whenever a larger logit turns up. This is the idea of FlashAttention (arXiv:2205.14135).
+# the softmax needs only its own row of logits, so queries can be taken in rows, some at a time.
 
 
 # %%
-def attend_streaming(q, k, v, block=512):
-    b, h, m, d = k.shape
-    blocks = [y.reshape(b, h, m // block, block, d).transpose(2, 0, 1, 3, 4) for y in (k, v)]
-
-    def body(carry, kv):
-        largest, total, mixed = carry
-        logits = jnp.einsum("bhnd,bhmd->bhnm", q, kv[0]) / math.sqrt(d)
-        new = jnp.maximum(largest, logits.max(-1, keepdims=True))
-        weights, shrink = jnp.exp(logits - new), jnp.exp(largest - new)
-        total = shrink * total + weights.sum(-1, keepdims=True)
-        return (new, total, shrink * mixed + jnp.einsum("bhnm,bhmd->bhnd", weights, kv[1])), None
-
-    start = jnp.full((*q.shape[:3], 1), -jnp.inf), jnp.zeros((*q.shape[:3], 1)), jnp.zeros_like(q)
-    (_, total, mixed), _ = jax.lax.scan(body, start, blocks)
-    return mixed / total
+def attend_rows(q, k, v, rows=512):
+    """The queries [b, h, n, d] by so many, one after the other."""
+    b, h, n, d = q.shape
+    parts = q.reshape(b, h, n // rows, rows, d).transpose(2, 0, 1, 3, 4)
+    mixed = jax.lax.map(lambda part: attention.attend_plain(part, k, v), parts)
+    return mixed.transpose(1, 2, 0, 3, 4).reshape(b, h, n, d)
 
 
-ways = {"plain": attention.attend_plain, "chunked": attention.attend_chunked, "streaming": attend_streaming}
+# %% [markdown]
+# And one can go further and never hold a whole row: walk over the keys in blocks, keep the largest logit $m$ so far,
+# the sum of exponentials $s$ and the mixed values $o$ so far, and shrink both whenever a larger logit turns up. A block
+# with logits $l$ and values $v$ makes of them
+#
+# $$m' = \max(m, \max l), \quad s' = e^{m - m'} s + \textstyle\sum e^{l - m'}, \quad o' = e^{m - m'} o + e^{l - m'} v,$$
+#
+# and at the end the answer is $o / s$. This is the idea of FlashAttention (arXiv:2205.14135), and
+# `attention.attend_blockwise` in the package. A quick check on one row of logits, one value each:
+
+# %%
+row, value = jnp.array([1.0, 3.0, -2.0, 7.0, 0.0, 5.0]), jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+m, s, o = -jnp.inf, 0.0, 0.0
+for logits, v in zip(row.reshape(3, 2), value.reshape(3, 2)):  # three blocks of two keys
+    larger = jnp.maximum(m, logits.max())
+    shrink, weights = jnp.exp(m - larger), jnp.exp(logits - larger)
+    m, s, o = larger, shrink * s + weights.sum(), shrink * o + weights @ v
+    print(f"largest so far {m:4.1f}, sum {s:.4f}, mixed {o / s:.4f}")
+assert jnp.allclose(o / s, jax.nn.softmax(row) @ value)
+
+# %%
+ways = {"plain": attention.attend_plain, "rows": attend_rows, "blockwise": attention.attend_blockwise}
 q, k, v = jax.random.normal(jax.random.key(2), (3, 1, 4, 1024, 40))
 results = {name: jax.jit(way)(q, k, v) for name, way in ways.items()}
-for name in ("chunked", "streaming"):
+for name in ("rows", "blockwise"):
     print(f"{name}: largest difference from plain {float(jnp.abs(results[name] - results['plain']).max()):.0e}")
     assert jnp.allclose(results[name], results["plain"], atol=1e-5)
 
@@ -320,21 +329,22 @@ print(f"logits: {logits / 2**20:.0f} MB")
 for name, need in needs.items():
     print(f"{name:<10}{need / 2**20:7.0f} MB")
 assert logits == 2**29 and needs["plain"] >= logits
-assert max(needs["chunked"], needs["streaming"]) < logits / 3
+assert needs["blockwise"] < needs["rows"] < logits / 3
 
 figure = plots.figure(5, 2.4)
 axes = figure.add_subplot(xlabel="MB beside inputs and result", title="attention at the finest level of SD 1.5")
 axes.barh(list(needs), [need / 2**20 for need in needs.values()])
 axes.invert_yaxis()
-show(figure, "Three bars: plain attention needs over half a gigabyte of scratch memory, the other two a small share.")
+show(figure, "Three bars: plain attention needs over half a gigabyte of scratch memory, rows a share of it, blocks least.")
 
 # %%
 took = medians({name: partial(jax.jit(way), q, k, v) for name, way in ways.items()})
 print("time at 1024 queries:", ", ".join(f"{name} {t / took['plain']:.1f}" for name, t in took.items()))
 
 # %% [markdown]
-# `attention.attend` in the package asks `paths.chunked` and `paths.cudnn`: plain while the logits are few, chunked
-# where they are many, and on a GPU the kernel of its library, which streams. `paths` also says where a 3x3
+# Blocks are not only smaller, they are faster: what was just written is still in the processor's cache when it is read
+# again. `attention.attend` in the package asks `paths.blockwise` and `paths.cudnn`: plain while the logits are few, in
+# blocks where they are many, and on a GPU the kernel of its library, which does the same. `paths` also says where a 3x3
 # convolution takes a quarter of the multiplications (`convolution.py`, Winograd).
 #
 # ## A batch over eight devices

@@ -1,8 +1,8 @@
-"""Attention: softmax(q k^T / sqrt(d)) v, the whole at once, a chunk of queries at a time, or by the GPU's own kernel.
+"""Attention: softmax(q k^T / sqrt(d)) v, the whole at once, a block of keys at a time, or by the GPU's own kernel.
 
 "Attention Is All You Need", arXiv:1706.03762, equation 1. All ways give the same numbers; they
 differ in memory. At 64x64 latents the logits of SD 1.5's finest level are 8 heads x 4096 x 4096
-floats, 0.5 GB a picture, of which the chunked way holds one slice for each picture. `paths` says which is taken.
+floats, 0.5 GB a picture, of which the blockwise way holds 4 MB. `paths` says which is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from sdjax import paths
 from sdjax.layers import Linear
 
-CHUNK = 512
+BLOCK = 256  # keys
 
 
 def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b h n d"]:
@@ -55,39 +55,48 @@ def attend_plain(
     return jnp.einsum("bhnm,bhmd->bhnd", probabilities(q, k, mask).astype(v.dtype), v)
 
 
-def attend_chunked(
-    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"], chunk: int = CHUNK
+def attend_blockwise(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"], block: int = BLOCK
 ) -> Float[Array, "b h n d"]:
-    """The same, one head and at most `chunk` queries at a time; a row of logits is never split.
+    """The same, one head and at most `block` keys at a time, so that no more than n * block logits are held.
 
-    The pictures of a batch go side by side, not in turns, so that the batch can be spread over devices.
+    A row needs its largest logit m and the sum s of its exponentials before it can be divided by that sum. Both are
+    kept as they are so far, with the mixed values o, and shrink when a larger logit turns up: m' = max(m, max l),
+    o' = e^(m - m') o + e^(l - m') v, and s in the same way (arXiv:1805.02867, algorithm 3; FlashAttention,
+    arXiv:2205.14135). The pictures of a batch go side by side, not in turns, so that it can be spread over devices.
     """
-    return jax.vmap(partial(_one_picture, chunk=chunk))(q, k, v)
+    return jax.vmap(partial(_one_picture, block=block))(q, k, v)
 
 
 def _one_picture(
-    q: Float[Array, "h n d"], k: Float[Array, "h m d"], v: Float[Array, "h m d"], chunk: int
+    q: Float[Array, "h n d"], k: Float[Array, "h m d"], v: Float[Array, "h m d"], block: int
 ) -> Float[Array, "h n d"]:
-    """The sum over keys is divided out after the product with v, which touches n d numbers, not n m."""
-    h, n, d = q.shape
-    count = -(-n // chunk)
-    chunk = -(-n // count)  # as even as they come: 576 queries are two times 288, not 512 and 64 that are filled up
-    padded = count * chunk
-    chunks = jnp.pad(q, ((0, 0), (0, padded - n), (0, 0))).reshape(h, count, chunk, d)
+    (h, n, d), m = q.shape, k.shape[1]
+    count = -(-m // block)
+    block = -(-m // count)  # as even as they come: 300 keys are two times 150, not 256 and 44 that are filled up
+    filled = ((0, 0), (0, count * block - m), (0, 0))
+    keys, values = (jnp.pad(x, filled).reshape(h, count, block, d) for x in (k, v))
+    there, scale = (jnp.arange(count * block) < m).reshape(count, block), 1 / math.sqrt(d)
 
-    def head(qkv):
+    def one_head(qkv):
         queries, keys, values = qkv
 
-        def one(query):
-            logits = jnp.einsum("nd,md->nm", query, keys, preferred_element_type=jnp.float32) / math.sqrt(d)
-            weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-            mixed = jnp.einsum("nm,md->nd", weights.astype(values.dtype), values,
-                               preferred_element_type=jnp.float32)
-            return (mixed / weights.sum(axis=-1, keepdims=True)).astype(values.dtype)
+        def step(carry, blocks):
+            largest, total, mixed = carry
+            keys, values, there = blocks
+            # Divided by sqrt(d) in the exponent: as a step of its own it would be one more pass over the logits.
+            logits = jnp.einsum("nd,md->nm", queries, keys, preferred_element_type=jnp.float32)
+            logits = jnp.where(there, logits, -jnp.inf) if count * block > m else logits
+            new = jnp.maximum(largest, logits.max(axis=-1, keepdims=True))
+            shrink, weights = jnp.exp((largest - new) * scale), jnp.exp((logits - new) * scale)
+            added = jnp.einsum("nm,md->nd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            return (new, shrink * total + weights.sum(axis=-1, keepdims=True), shrink * mixed + added), None
 
-        return jax.lax.map(one, queries)
+        start = jnp.full((n, 1), -jnp.inf), jnp.zeros((n, 1)), jnp.zeros((n, d))
+        (_, total, mixed), _ = jax.lax.scan(step, start, (keys, values, there))
+        return (mixed / total).astype(values.dtype)
 
-    return jax.lax.map(head, (chunks, k, v)).reshape(h, padded, d)[:, :n]
+    return jax.lax.map(one_head, (q, keys, values))
 
 
 def attend_cudnn(q: Array, k: Array, v: Array) -> Float[Array, "b h n d"]:
@@ -103,7 +112,7 @@ def attend(
     """Attention by the way that `paths` gives for this shape and dtype; the kernel where it is compiled for a GPU."""
     if mask is not None:
         return attend_plain(q, k, v, mask)
-    own = attend_chunked if paths.chunked(q.shape, k.shape[2]) else attend_plain
+    own = attend_blockwise if paths.blockwise(q.shape, k.shape[2]) else attend_plain
     if paths.cudnn(q.shape[-1], q.dtype):
         return jax.lax.platform_dependent(q, k, v, cuda=attend_cudnn, default=own)
     return own(q, k, v)

@@ -1,4 +1,6 @@
-"""Attention: the formula on numbers that fit a page, and the chunked way giving what the plain way gives."""
+"""Attention: the formula on numbers that fit a page, and the blockwise way giving what the plain way gives."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from sdjax import attention, paths
 from sdjax.attention import (
     Attention,
     attend,
-    attend_chunked,
+    attend_blockwise,
     attend_cudnn,
     attend_plain,
     merge_heads,
@@ -53,7 +55,7 @@ def test_half_precision_inputs_get_float32_logits():
     assert probabilities(q, q).dtype == jnp.float32
     assert attend_plain(q, q, q).dtype == jnp.float16
     assert np.allclose(attend_plain(q, q, q), 200.0)
-    assert np.allclose(attend_chunked(q, q, q), 200.0)
+    assert np.allclose(attend_blockwise(q, q, q), 200.0)
 
 
 def test_a_mask_shuts_out_keys_and_the_rest_share_the_row():
@@ -62,34 +64,44 @@ def test_a_mask_shuts_out_keys_and_the_rest_share_the_row():
     assert np.allclose(p, [[1, 0, 0], [0.5, 0.5, 0]])
 
 
-@pytest.mark.parametrize("queries", [1, 8, 13])
-def test_chunked_equals_plain_whether_the_chunks_fit_or_not(queries):
-    q, k, v = normal(0, 2, 3, queries, 4), normal(1, 2, 3, 11, 4), normal(2, 2, 3, 11, 5)[..., :4]
-    assert np.allclose(attend_chunked(q, k, v, chunk=8), attend_plain(q, k, v), atol=1e-6)
+@pytest.mark.parametrize("keys", [1, 8, 13, 16])
+def test_blockwise_equals_plain_whether_the_blocks_fit_or_not(keys):
+    q, k, v = normal(0, 2, 3, 11, 4), normal(1, 2, 3, keys, 4), normal(2, 2, 3, keys, 4)
+    assert np.allclose(attend_blockwise(q, k, v, block=8), attend_plain(q, k, v), atol=1e-6)
 
 
-def test_chunks_are_as_even_as_they_come():
-    """Nine queries in chunks of at most eight are twice five, not twice eight of which seven are filled up."""
-    q, k = jnp.ones((1, 2, 9, 4)), jnp.ones((1, 2, 11, 4))
-    program = str(jax.make_jaxpr(lambda q, k: attend_chunked(q, k, k, chunk=8))(q, k))
-    assert "5,11]" in program and "8,11]" not in program
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["growing", "shrinking"])
+def test_a_larger_logit_in_a_later_block_takes_over_from_those_before(sign):
+    """Logits of 0 to 900: what a block adds is e^64 times what the one before it added, or as much less."""
+    q, v = jnp.ones((1, 1, 1, 4)), normal(0, 1, 1, 15, 4)
+    k = sign * jnp.broadcast_to(32.0 * jnp.arange(15)[:, None], (1, 1, 15, 4))
+    mixed = attend_blockwise(q, k, v, block=4)
+    assert np.allclose(mixed, v[:, :, [-1 if sign > 0 else 0]])
+    assert np.allclose(mixed, attend_plain(q, k, v))
 
 
-def test_gradients_are_the_same_through_chunks():
-    q, k, v = normal(0, 1, 2, 5, 4), normal(1, 1, 2, 6, 4), normal(2, 1, 2, 6, 4)
-    chunked = jax.jit(jax.grad(lambda q: attend_chunked(q, k, v, chunk=4).sum()))(q)
-    plain = jax.jit(jax.grad(lambda q: attend_plain(q, k, v).sum()))(q)
-    assert np.allclose(chunked, plain, atol=1e-5)
+def test_blocks_are_as_even_as_they_come():
+    """Nine keys in blocks of at most eight are twice five, not twice eight of which seven are filled up."""
+    q, k = jnp.ones((1, 2, 11, 4)), jnp.ones((1, 2, 9, 4))
+    program = str(jax.make_jaxpr(lambda q, k: attend_blockwise(q, k, k, block=8))(q, k))
+    assert "11,5]" in program and "11,8]" not in program
 
 
-def test_many_logits_are_taken_in_chunks_and_few_are_not(monkeypatch):
+def test_gradients_are_the_same_through_blocks():
+    given = normal(0, 1, 2, 5, 4), normal(1, 1, 2, 6, 4), normal(2, 1, 2, 6, 4), normal(3, 1, 2, 5, 4)
+    gradients = lambda way: jax.jit(jax.grad(lambda q, k, v, by: (by * way(q, k, v)).sum(), (0, 1, 2)))(*given)
+    for block, plain in zip(gradients(partial(attend_blockwise, block=4)), gradients(attend_plain)):
+        assert np.allclose(block, plain, atol=1e-5)
+
+
+def test_many_logits_are_taken_in_blocks_and_few_are_not(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention, "attend_chunked", lambda q, k, v: taken.append("chunked") or q)
+    monkeypatch.setattr(attention, "attend_blockwise", lambda q, k, v: taken.append("blockwise") or q)
     monkeypatch.setattr(attention, "attend_plain", lambda q, k, v: taken.append("plain") or q)
     monkeypatch.setattr(paths, "MAX_LOGITS", 2 * 3 * 5 * 7)
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 7, 4)), jnp.zeros((2, 3, 7, 4)))
     attend(jnp.zeros((2, 3, 5, 4)), jnp.zeros((2, 3, 8, 4)), jnp.zeros((2, 3, 8, 4)))
-    assert taken == ["plain", "chunked"]
+    assert taken == ["plain", "blockwise"]
 
 
 def test_the_gpus_own_kernel_gets_heads_where_it_wants_them(monkeypatch):

@@ -58,8 +58,8 @@ def test_paths_choose_by_shape_and_dtype(monkeypatch):
     assert not paths.winograd(wide, (3, 3, 320, 4), jnp.float32)
     assert not paths.winograd((1, 512, 512, 320), kernel, jnp.float32)  # gigabytes of transformed tiles
     few, many = (2, 8, 64, 40), (2, 8, 4096, 40)
-    assert not paths.chunked(few, 64)
-    assert paths.chunked(many, 4096)
+    assert not paths.blockwise(few, 64)
+    assert paths.blockwise(many, 4096)
     monkeypatch.setattr(paths, "cudnn_works", lambda d: d <= 128)  # as an A100 answers
     assert paths.cudnn(40, jnp.bfloat16)
     assert not paths.cudnn(40, jnp.float32)
@@ -67,7 +67,7 @@ def test_paths_choose_by_shape_and_dtype(monkeypatch):
     assert not paths.cudnn(160, jnp.bfloat16)  # heads too wide for cuDNN
     monkeypatch.setattr(paths, "PLAIN", True)
     assert not paths.cudnn(40, jnp.bfloat16)
-    assert not paths.chunked(many, 4096)
+    assert not paths.blockwise(many, 4096)
     assert not paths.winograd(wide, kernel, jnp.float32)
 
 

@@ -8,7 +8,7 @@ import pytest
 from small_models import OPENAI, OPENCLIP, UPSCALER, model
 
 from sdjax import pipeline, request
-from sdjax.attention import attend_chunked
+from sdjax.attention import attend_blockwise
 from sdjax.errors import InputError
 from sdjax.hardware import device_mesh, spread_rows
 
@@ -59,10 +59,10 @@ def test_each_device_has_its_own_pictures_and_they_never_talk(sd):
         assert talk not in program
 
 
-def test_chunked_attention_leaves_the_pictures_where_they_are():
+def test_blockwise_attention_leaves_the_pictures_where_they_are():
     mesh = device_mesh(4)
     q = spread_rows(jax.random.normal(jax.random.key(0), (4, 2, 24, 8)), mesh)
-    program = jax.jit(lambda q: attend_chunked(q, q, q, chunk=8)).lower(q).compile().as_text()
+    program = jax.jit(lambda q: attend_blockwise(q, q, q, block=8)).lower(q).compile().as_text()
     assert "all-gather" not in program
 
 

@@ -6,7 +6,7 @@ OpenVINO takes part where `pip install openvino` was done (20 GB, to convert the
 pictures.py.
 
 The same random weights in all; float32, latents of 64 x 64, batch 2, all cores. The "plain" step is ours with every
-Winograd convolution and every chunk of attention turned off; "in the loop" is a step of the program that draws whole
+Winograd convolution and every block of attention turned off; "in the loop" is a step of the program that draws whole
 pictures, one prompt with guidance, without text encoder and VAE. Beside the steps runs a product of matrices, the
 machine's own rate. Each peer's answer is compared with ours, whole tensors.
 
