@@ -323,11 +323,10 @@ for side in (32, 64, 128):
 assert max(needs[2]) > 8 * max(needs[0])
 
 # %% [markdown]
-# Twice the side is four times the places, and convolutions follow those; it is sixteen times the pairs of places, and
-# attention follows these: see the decoder from 32 to 64. (At 128 it is spared, for there its attention goes in chunks,
-# lesson 13.) So a large picture is cut into tiles, each is drawn on its own, and memory is
-# that of one tile however large the picture is. That is easily said. Let us look at the seams: a picture of 60 x 32
-# small pixels, in two tiles of 32 that overlap by 4.
+# Twice the side is four times the places, and convolutions follow those. It is sixteen times the pairs of places, and
+# attention would follow these, did it not take the keys in blocks (lesson 13). So a large picture is cut into tiles,
+# each is drawn on its own, and memory is that of one tile however large the picture is. That is easily said. Let us
+# look at the seams: a picture of 60 x 32 small pixels, in two tiles of 32 that overlap by 4.
 
 # %%
 scene = scene_at(3, "test", 0, 2)
