@@ -137,8 +137,8 @@ print("cells:", np.flatnonzero(scratch[::8]))
 assert not scratch[::8].any()
 
 # %% [markdown]
-# Nothing at all, without a word. So: masks a little wider than what should go, and never thinner than 8 pixels. Here
-# is a round one, at the two sizes:
+# Nothing at all (the package warns of such a mask). So: masks a little wider than what should go, and never thinner
+# than 8 pixels. Here is a round one, at the two sizes:
 
 # %%
 down, across = np.mgrid[0:128, 0:128]

@@ -81,7 +81,9 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None, behind: 
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             # 16-bit grey: Pillow's own conversion clips at 255, which turns a depth map white.
-            image = Image.fromarray(((np.asarray(image, np.int64) + 128) // 257).astype(np.uint8))
+            grey = np.asarray(image, np.int64)
+            seen = 255 * (grey != image.info.get("transparency", -1))
+            image = Image.fromarray(np.stack([(grey + 128) // 257, seen], axis=-1).astype(np.uint8), "LA")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
@@ -97,19 +99,29 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarr
     Cropped and resized as `read_picture` does it, and with the same errors. A file of zeros and ones, black to the
     eye, is what `as_mask` takes it for.
     """
+    with _opened(path, FORMATS) as image:
+        if image.mode.startswith("I") and np.max(image) == 1:  # ones in 16 bits, which 8 bits do not have
+            image = ImageOps.exif_transpose(image.convert("F"))
+            return np.asarray(image if size is None else _fitted(image, size), np.float32).clip(0, 1)
     share = (read_picture(path, size, "black").mean(axis=-1) + 1) / 2
     return share / share.max() if 0.0 < share.max() < 1.5 / 255.0 else share
 
 
-def read_depth(path: str | Path, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W"]:
-    """A map of inverse depth in a picture file, white where it is nearest, in whatever unit; as `read_mask`.
+def read_depth(
+    path: str | Path, size: tuple[int, int] | None = None, picture: tuple[int, int] | None = None
+) -> Float[np.ndarray, "H W"]:
+    """A map of inverse depth in a picture file, white where it is nearest, in whatever unit.
 
-    Of 16-bit grey all bits are kept: a scene may take up a small part of their range.
+    Stretched to the (height, width) of its `picture`, if that is given, then cropped and resized to `size` as
+    `read_picture` does it, and with the same errors. Of 16-bit grey all bits are kept: a scene may take up a small part
+    of their range.
     """
     with _opened(path, FORMATS) as image:
-        if not image.mode.startswith("I"):
-            return read_mask(path, size)
-        image = Image.fromarray(np.asarray(ImageOps.exif_transpose(image)).astype(np.float32))
+        deep = image.mode.startswith("I")
+        values = np.asarray(ImageOps.exif_transpose(image)) if deep else read_mask(path)
+    image = Image.fromarray(values.astype(np.float32))
+    if picture is not None:
+        image = image.resize(picture[::-1], Image.Resampling.BICUBIC)
     return np.asarray(image if size is None else _fitted(image, size), np.float32)
 
 
@@ -213,6 +225,7 @@ def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
         array = np.asarray(pictures)
     except ValueError as error:  # of several sizes
         raise InputError(f"{name}: found pictures of several sizes, expected one size, or one at a time") from error
+    _require_numbers(array, name)
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise InputError(f"{name}: found shape {list(np.shape(pictures))}, expected [H, W, 3] or [b, H, W, 3]")
@@ -225,28 +238,40 @@ def as_pictures(pictures: Any, name: str) -> Float[np.ndarray, "b H W 3"]:
     return array
 
 
+def _require_numbers(array: np.ndarray, name: str) -> None:
+    """InputError unless these are bool, integers or floats (those of JAX's half precision, too)."""
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise InputError(f"{name}: found an array of {array.dtype}, expected numbers")
+
+
 def _one_map(values: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """An array, and [H, W] of [H, W, 1] or [1, H, W], anything else as it is; InputError if it is no array."""
     try:
         array = np.asarray(values)
     except ValueError as error:
         raise InputError(f"{name}: found rows of several lengths, expected [H, W], a number for each pixel") from error
+    _require_numbers(array, name)
     flat = array.reshape(array.shape[:2]) if array.ndim == 3 and array.shape[-1] == 1 else array
     return array, flat[0] if flat.ndim == 3 and len(flat) == 1 else flat
 
 
 def as_depth(depth: Any) -> Float[np.ndarray, "1 H W 1"]:
-    """One map of inverse depth, larger where nearer, in any unit and of any size; InputError if it is none.
+    """One map of inverse depth stretched to [0, 1], 1 where it is nearest; InputError if it is none.
 
-    `depth` is [H, W], [H, W, 1] or [1, H, W], bool, integers or floats.
+    `depth` is [H, W], [H, W, 1] or [1, H, W], bool, integers or floats, larger where nearer, in any unit and of any
+    size. Zeros where it is flat but for the rounding of its own numbers.
     """
     array, flat = _one_map(depth, "depth")
     if flat.ndim != 2 or 0 in flat.shape:
         raise InputError(f"depth: found shape {list(array.shape)}, expected [H, W], a number for each pixel")
-    flat = flat.astype(np.float32)
+    rounding = 16 * np.finfo(flat.dtype).eps if flat.dtype.kind == "f" else 0.0
+    flat = flat.astype(np.float64)  # a small relief far away is lost in float32
     if not np.isfinite(flat).all():
         raise InputError("depth: found NaN or infinity, expected finite numbers, larger where nearer")
-    return flat[None, :, :, None]
+    flat = flat / (np.abs(flat).max() or 1.0)
+    span = np.ptp(flat)
+    flat = (flat - flat.min()) / span if span > rounding else np.zeros_like(flat)
+    return flat.astype(np.float32)[None, :, :, None]
 
 
 def normalised_depth(depth: Float[np.ndarray, "b H W 1"]) -> Float[np.ndarray, "b H W 1"]:
@@ -278,7 +303,7 @@ def as_mask(mask: Any, size: tuple[int, int]) -> Float[np.ndarray, "1 H W 1"]:
         raise InputError(f"mask: found shape {list(array.shape)}, expected [{size[0]}, {size[1]}] as its image")
     # Nobody means by 1 the darkest of 255 greys where there is nothing lighter.
     share = flat.astype(np.float32) / (255.0 if flat.dtype == np.uint8 and flat.max() > 1 else 1.0)
-    if not (np.isfinite(share).all() and share.min() >= 0.0 and share.max() <= 1.0):
-        found = f"values from {share.min():g} to {share.max():g}"
+    if not (np.isfinite(share).all() and share.min() >= -1e-3 and share.max() <= 1.0 + 1e-3):
+        found = f"values from {share.min():.6g} to {share.max():.6g}"
         raise InputError(f"mask: found {found}, expected bool, uint8, or floats in [0, 1], 1 to paint anew")
     return (share >= 0.5).astype(np.float32)[None, :, :, None]

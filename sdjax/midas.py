@@ -31,6 +31,7 @@ from sdjax.layers import Linear, conv1x1, conv3x3, group_norm, lecun_normal, nor
 GROUP_EPS = 1e-5
 KERNEL_EPS = 1e-8
 STRIDE = 32  # pixels, each way, that one value of the coarsest map stands for
+MOST = 384 * 12288  # pixels that it may see: 18,432 patches of 16 x 16, each of which looks at all
 
 Method = Literal["bilinear", "bilinear, corners aligned", "bicubic"]
 
@@ -297,12 +298,17 @@ def net_size(height: int, width: int, side: int = 384) -> tuple[int, int]:
     """The height and width at which MiDaS looks at a picture: one side about `side`, the shape kept.
 
     Of the two scales that would do, the one nearer 1 ("minimal"); then both sides to the nearest multiple of 32.
-    Source: ldm/modules/midas/midas/transforms.py Resize.get_size.
+    InputError for a strip so long that the memory would run out. Source: ldm/modules/midas/midas/transforms.py
+    Resize.get_size.
     """
     by_height, by_width = side / height, side / width
     scale = by_width if abs(1 - by_width) < abs(1 - by_height) else by_height
     # A strip would come to 0 there.
-    return tuple(max(STRIDE, STRIDE * round(scale * n / STRIDE)) for n in (height, width))
+    seen = tuple(max(STRIDE, STRIDE * round(scale * n / STRIDE)) for n in (height, width))
+    if math.prod(seen) > MOST:
+        raise InputError(f"image: found {height} x {width}, which MiDaS would see as {seen[0]} x {seen[1]}, expected at"
+                         f" most {MOST:,} pixels there; give a depth, or a picture that is less of a strip")
+    return seen
 
 
 def depth(

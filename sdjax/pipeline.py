@@ -187,12 +187,15 @@ class StableDiffusion:
 
         `noise_level` is the timestep, 0 to 350, to which the small picture is noised first: higher keeps less of it.
         What is larger than `tile` pixels, each way, is drawn in tiles of that size that overlap by an eighth, from one
-        noise, and blended, so that memory is that of one tile and of the picture itself; `watch(done, tiles)` is called
-        after each. Options as in `txt2img`, but for height and width.
+        noise, and blended, so that memory is that of one tile of each of the n pictures and of the pictures themselves;
+        `watch(done, tiles)` is called after each. Options as in `txt2img`, but for height and width, and without fresh
+        noise at each step (`eta`, ddpm) where there are tiles.
         """
         picture = as_pictures(image, "image")
         height, width = picture.shape[1:3]
         larger = max(height, width) > request.tile_side(tile)
+        if larger:
+            request.require_no_fresh_noise(**options)
         job = request.upscale(self, prompt, tiling.padded(picture, tile) if larger else picture, noise_level, **options)
         if not larger:
             return self._run(job)
@@ -226,9 +229,11 @@ class StableDiffusion:
         return self._walk(request.depth(self, prompt, image, depth, strength, **options), attention)
 
     def midas(self, pictures: Any) -> Float[np.ndarray, "b H W"]:
-        """How near everything in pictures of any size is, as inverse depth in a unit of each picture's own.
+        """How near everything in pictures is, as inverse depth in a unit of each picture's own.
 
-        Raises InputError where the weights have no MiDaS.
+        `pictures` are [b, H, W, 3] or [H, W, 3] of any size, floats in [-1, 1] or uint8. Where nothing is near, the
+        network may say a little less than 0. Raises InputError where the weights have no MiDaS or a picture is a strip
+        too long for it, FloatingPointError where it gives values that are not finite.
         """
         return np.asarray(midas.depth(request.estimator(self), as_pictures(pictures, "pictures")))
 

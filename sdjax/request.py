@@ -128,9 +128,9 @@ def inpaint(
     job["table"] = table = _last_share(job["table"], strength)
     f = sd.config.vae.factor
     latent_mask = jnp.asarray(pixels[:, ::f, ::f])  # nearest: torch's takes the first pixel of each cell
-    if pixels.any() and not latent_mask.any():
-        warnings.warn(f"the mask has no pixel at the corner of a cell of {f} x {f}, so nothing is painted anew; make it"
-                      " larger", stacklevel=3)
+    if not latent_mask.any():
+        why = f"has no pixel at the corner of a cell of {f} x {f}" if pixels.any() else "is empty"
+        warnings.warn(f"the mask {why}, so nothing is painted anew; make it larger", stacklevel=3)
     x = eps = samplers.noise(keys, 0, (*latent_mask.shape[1:3], z))
     blends = sd.config.unet.in_channels == z
     if blends or strength < 1.0:
@@ -168,7 +168,7 @@ def upscale(
     noise = samplers.noise(keys, 0, (height, width, sd.config.vae.latent_channels))
     share = jnp.float32(alphas(sd.config.low_res)[noise_level])
     small = add_noise(jnp.asarray(picture), samplers.noise(keys, SMALL, (height, width, 3)), share)
-    return Job(x=noise, keys=keys, beside=small, classes=jnp.full(len(keys), noise_level), **job)
+    return Job(x=noise, keys=keys, beside=small, classes=jnp.full(len(keys), noise_level, jnp.int32), **job)
 
 
 def crop(job: Job, corner: Corner) -> Job:
@@ -296,6 +296,14 @@ def _side(sd: StableDiffusion, name: str, value: int | None, multiple: int | Non
     if not _is_int(value) or value < factor or value % factor:
         raise InputError(f"{name}: found {value}, expected a multiple of {factor}")
     return value // factor
+
+
+def require_no_fresh_noise(sampler: str = "ddim", eta: float = 0.0, **options: Any) -> None:
+    """InputError for steps that add noise, which tiles would each add alike, and differently where they overlap."""
+    for name, value, fresh in (("sampler", sampler, sampler == "ddpm"), ("eta", eta, bool(eta))):
+        if fresh:
+            raise InputError(f"{name}: found {value}, which adds noise at each step; a picture in tiles is drawn"
+                             " without: give another, or a larger tile")
 
 
 def tile_side(tile: int) -> int:

@@ -80,6 +80,12 @@ def test_depth_is_drawn_kept_and_shown(run, weights):
     assert run(*given, "same.png", "--depth", "near.png")[0] == run(*given, "other.png", "--depth", "twice.png")[0] == 0
     same, other = (np.asarray(Image.open(f"{name}-depth.png"), int) for name in ("same", "other"))
     assert same.shape == other.shape and np.corrcoef(same.ravel(), other.ravel())[0, 1] > 0.9
+    # What was drawn with a depth is not drawn again without.
+    again = ("depth2img", "--like", "same.png", "--image", "in.png", "--model", path, "--out", "again.png")
+    code, _, err = run(*again)
+    assert code == 2 and "--depth: missing" in err
+    assert run(*again, "--depth", "near.png")[0] == 0
+    assert np.array_equal(*(np.asarray(Image.open(f"{name}.png")) for name in ("same", "again")))
 
 
 def test_weights_are_told_and_converted(run, tmp_path):

@@ -61,6 +61,14 @@ def test_depth_across_all_of_float32_is_stretched_as_any_other(sd, picture):
     assert seen.dtype == np.float32 and np.allclose(seen.ravel(), [-1, 0, 1])
 
 
+def test_a_small_relief_far_away_is_seen_and_rounding_is_not(sd, picture):
+    near = np.random.default_rng(0).uniform(size=(24, 32))
+    for far in (near + 1e9, (near + 1e5).astype(np.float32), 1e-12 * near):
+        assert np.allclose(as_depth(far)[0, :, :, 0], (near - near.min()) / np.ptp(near), atol=0.02)
+    rounded = np.float32(0.3) + np.float32(1e-8) * np.arange(4, dtype=np.float32)  # one or two floats apart
+    assert len(np.unique(rounded)) > 1 and (as_depth(rounded[None]) == 0).all()
+
+
 def test_a_midas_that_overflows_is_an_error_and_never_flat_depth(sd, picture):
     eye, broken = sd.depth_estimator, copy.copy(sd)
     broken.depth_estimator = Network(eye.graph, jax.tree.map(lambda w: w * np.nan, eye.state), eye.config)

@@ -12,7 +12,19 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdjax.errors import InputError
-from sdjax.images import grid, infotext, read_depth, read_mask, read_picture, read_settings, to_uint8, write_png
+from sdjax.images import (
+    as_depth,
+    as_mask,
+    as_pictures,
+    grid,
+    infotext,
+    read_depth,
+    read_mask,
+    read_picture,
+    read_settings,
+    to_uint8,
+    write_png,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SETTINGS = {
@@ -84,6 +96,28 @@ def test_a_phone_picture_stands_upright(tmp_path):
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     Image.fromarray(np.array([[0, 32896, 65535]], np.uint16)).save(tmp_path / "depth.png")
     assert to_uint8(read_picture(tmp_path / "depth.png"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_sixteen_bit_grey_can_be_transparent_too(tmp_path):
+    Image.fromarray(np.array([[0, 30000, 65535]], np.uint16)).save(tmp_path / "grey.png", transparency=30000)
+    assert read_picture(tmp_path / "grey.png")[0, :, 0].tolist() == [-1, 1, 1]
+    assert read_mask(tmp_path / "grey.png").tolist() == [[0, 0, 1]]
+
+
+def test_a_depth_map_is_stretched_to_its_picture_before_both_are_cut(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint16)[None].repeat(64, 0)).save(tmp_path / "square.png")
+    wide = read_depth(tmp_path / "square.png", picture=(8, 32))
+    assert wide.shape == (8, 32) and wide[0, 0] < 2 and wide[0, -1] > 61  # from its first column to its last
+    middle = read_depth(tmp_path / "square.png", (8, 8), (8, 32))
+    assert np.allclose(middle, wide[:, 12:20], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["picture", "mask", "depth"])
+def test_what_is_no_array_of_numbers_is_named(name):
+    read = {"picture": as_pictures, "mask": lambda a, name: as_mask(a, (4, 4)), "depth": lambda a, name: as_depth(a)}
+    for array in (np.zeros((4, 4), "U2"), np.zeros((4, 4), complex), np.zeros((4, 4), object)):
+        with pytest.raises(InputError, match=f"{name}: found an array of .*, expected numbers"):
+            read[name](array[..., None].repeat(3, -1) if name == "picture" else array, name)
 
 
 def test_a_depth_map_keeps_all_its_bits(tmp_path):

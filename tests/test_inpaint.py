@@ -52,7 +52,9 @@ def test_a_mask_file_of_strokes_on_nothing_or_of_zeros_and_ones_is_what_it_was_m
     strokes = np.zeros((SIZE, SIZE, 4), np.uint8)
     strokes[LEFT] = 255  # white, on transparent black
     clear = np.where(LEFT[..., None], 255, np.uint8([255, 255, 255, 0])).astype(np.uint8)  # and on transparent white
-    for name, pixels in (("strokes", strokes), ("clear", clear), ("ones", LEFT.astype(np.uint8))):
+    for name, pixels in (
+        ("strokes", strokes), ("clear", clear), ("ones", LEFT.astype(np.uint8)), ("deep", LEFT.astype(np.uint16)),
+    ):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         assert np.array_equal(as_mask(read_mask(tmp_path / f"{name}.png"), (SIZE, SIZE))[0, :, :, 0], LEFT), name
 
@@ -60,6 +62,10 @@ def test_a_mask_file_of_strokes_on_nothing_or_of_zeros_and_ones_is_what_it_was_m
 def test_half_a_mask_is_painted():
     assert as_mask(np.full((2, 2), 0.5), (2, 2)).min() == 1.0
     assert as_mask(np.full((2, 2), 127, np.uint8), (2, 2)).max() == 0.0
+
+
+def test_a_mask_may_be_out_by_its_rounding():
+    assert as_mask(np.array([[1 + 1e-7, -1e-9]]), (1, 2)).ravel().tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +103,9 @@ def test_the_mask_of_a_latent_is_the_first_pixel_of_its_cell(nine, picture):
     beside = inpaint(nine, "a cone", picture, dots, steps=2).beside[0, :, :, 0]
     assert beside[2, 3] == 1.0 and beside.sum() == 1.0
     dots[4, 6] = 0.0
-    with pytest.warns(UserWarning, match="nothing is painted anew"):
-        inpaint(nine, "a cone", picture, dots, steps=2)
+    for mask, why in ((dots, "no pixel at the corner of a cell of 2 x 2"), (np.zeros_like(dots), "is empty")):
+        with pytest.warns(UserWarning, match=f"the mask .*{why}, so nothing is painted anew"):
+            inpaint(nine, "a cone", picture, mask, steps=2)
 
 
 def test_the_networks_see_the_mask_and_the_surroundings(nine, picture):

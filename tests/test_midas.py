@@ -200,6 +200,12 @@ def test_a_picture_is_seen_with_one_side_about_384_and_both_multiples_of_32(size
     assert net_size(*size) == seen
 
 
+def test_a_strip_too_long_to_be_seen_is_refused_before_memory_runs_out():
+    assert net_size(300, 9600) == (384, 12288)
+    with pytest.raises(InputError, match="image: found 300 x 64000, which MiDaS would see as 384 x 81920"):
+        net_size(300, 64000)
+
+
 def test_a_small_network_sees_small_pictures():
     assert net_size(128, 128, side=128) == (128, 128)
 

@@ -97,6 +97,8 @@ def test_an_upscaler_survives_every_layout(sd, tmp_path):
         ({"noise_level": -1}, "noise_level: found -1"),
         ({"noise_level": 1.5}, "noise_level: found 1.5"),
         ({"tile": 8}, "tile: found 8"),
+        ({"image": np.zeros((20, 12, 3)), "tile": 16, "eta": 0.5}, "eta: found 0.5, which adds noise at each step"),
+        ({"image": np.zeros((20, 12, 3)), "tile": 16, "sampler": "ddpm"}, "sampler: found ddpm, which adds noise"),
         ({"height": 64}, "height: the size of the image decides"),
         ({"image": np.zeros((4001, 1001, 3))}, "image: found 4001 x 1001, .* more than 64,000,000"),
         ({"image": np.zeros((4, 4))}, r"image: found shape \[4, 4\]"),

@@ -57,7 +57,8 @@ ATTENDS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 ATTENDS_UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
-# What each configuration may say only thus. A field that it leaves out has this value in the library.
+# What each configuration may say only thus. A field that it leaves out is taken to have this value, which is the
+# library's default, but for `is_hybrid` and its like, which every DPT-hybrid says.
 FIXED: dict[str, dict[str, Any]] = {
     "unet": {
         "_class_name": "UNet2DConditionModel", "act_fn": "silu", "center_input_sample": False, "flip_sin_to_cos": True,
@@ -79,7 +80,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "index": {},
     "text_encoder": {"layer_norm_eps": 1e-5},
     "image_encoder": {"layer_norm_eps": 1e-5, "num_channels": 3},
-    "depth_estimator": {
+    "depth_estimator": {  # with BIT_DEFAULTS for its backbone
         "is_hybrid": True, "patch_size": 16, "num_channels": 3, "hidden_act": "gelu", "qkv_bias": True,
         "readout_type": "project", "reassemble_factors": [1, 1, 1, 0.5], "neck_ignore_stages": [0, 1],
         "use_batch_norm_in_fusion_residual": False, "add_projection": False, "head_in_index": -1,

@@ -37,6 +37,10 @@ def draw(
 
     together = min(count, devices * batch)
     options = {name: settings[name] for name in DEFAULTS | OWN[command]} | {"num_images": together}
+    if options.pop("given_depth", False) and not files.get("depth"):
+        raise InputError("--depth: missing; the picture of --like was drawn with one, give it again")
+    if files and files.get("depth"):
+        settings["given_depth"] = True
     given = read_files(files or {}, options.pop("fit", None), whole=command == "upscale")
     sd = load(model, settings, devices)
     options["guidance_scale"] = settings["guidance_scale"]  # the model's own, if none was asked for
@@ -103,16 +107,17 @@ def with_bar(sd: Any, prompt: str, command: str, options: dict[str, Any]) -> Any
 def read_files(files: dict[str, Path | None], fit: list[int] | None, whole: bool) -> dict[str, Any]:
     """A picture [H, W, 3], and a mask or depth [H, W]; cut to multiples of 8 in the middle, but for `whole` or `fit`.
 
-    A depth of another size is brought to that of the picture first, so that both are cut alike; a mask of another is
-    an InputError.
+    A depth of another size is stretched to that of the picture first, as `depth2img` does it, so that both are cut
+    alike; a mask of another is an InputError.
     """
     from sdjax import images
 
-    read = {"image": images.read_picture, "mask": images.read_mask, "depth": images.read_depth}
-    given: dict[str, Any] = {}
-    for name, path in files.items():
-        if path:
-            given[name] = read[name](path, given["image"].shape[:2] if name == "depth" and not fit else fit)
+    given: dict[str, Any] = {"image": images.read_picture(files["image"], fit)} if files else {}
+    if files.get("mask"):
+        given["mask"] = images.read_mask(files["mask"], fit)
+    if files.get("depth"):
+        whole_picture = images.read_picture(files["image"]) if fit else given["image"]
+        given["depth"] = images.read_depth(files["depth"], fit, whole_picture.shape[:2])
     if "mask" in given and given["mask"].shape != given["image"].shape[:2]:
         mask, image = (" x ".join(map(str, given[name].shape[:2])) for name in ("mask", "image"))
         raise InputError(f"{files['mask']}: is {mask}, its image {image}; make them alike, or give --size")

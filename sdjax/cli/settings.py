@@ -8,7 +8,8 @@ from typing import Any
 from sdjax.errors import InputError
 
 # What a picture remembers, for --like: the settings of every command, and each command's own. `fit` is the size
-# [height, width] to which the pictures that a command was given were cropped and resized.
+# [height, width] to which the pictures that a command was given were cropped and resized; `given_depth` is whether
+# there was a --depth, without which MiDaS would see another one.
 DEFAULTS: dict[str, Any] = {
     "negative_prompt": "", "steps": 50, "guidance_scale": None, "seed": 0, "first_image": 0, "sampler": "ddim",
     "eta": 0.0,
@@ -16,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
 OWN: dict[str, dict[str, Any]] = {
     "txt2img": {"height": None, "width": None},
     "img2img": {"strength": 0.7, "fit": None}, "inpaint": {"strength": 1.0, "paste": True, "fit": None},
-    "upscale": {"noise_level": 20, "tile": 128}, "depth2img": {"strength": 0.8, "fit": None},
+    "upscale": {"noise_level": 20, "tile": 128}, "depth2img": {"strength": 0.8, "fit": None, "given_depth": False},
 }
 # What else it remembers: what was asked for, by whom, and with which weights it was drawn, in which dtype.
 ABOUT: dict[str, Any] = {"prompt": "", "command": "", "dtype": "float32", "model": "", "weights": "", "version": ""}
