@@ -113,7 +113,7 @@ assert saving[256] < need[256] / 50
 
 
 # %%
-def seconds(function, *arrays, repeats=2):
+def seconds(function, *arrays, repeats=5):
     """The shortest of some runs, after one that compiles."""
     compiled = jax.jit(function).lower(*arrays).compile()
     best = np.inf
