@@ -114,7 +114,7 @@ def _transformer(row: Row, context_width: int, pixels: int, tokens: int) -> int:
 
 def random_network(kind: type[Network], module: type[nnx.Module], config: Any, dtype: Any = jnp.float32) -> Network:
     """A network of small random weights, which computes as long as any."""
-    graph, state = tree.abstract(lambda rngs: module(config, rngs=rngs))
+    graph, state = tree.abstract(module, config)
     leaves, structure = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     drawn = [0.02 * jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, leaves)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from sdjax.checkpoint import tree
 
+built = functools.cache(tree.abstract)  # the structure of the same small networks is asked for again and again
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
@@ -31,7 +33,7 @@ def filled(kind: type[nnx.Module], config: Any, weights: Mapping[str, np.ndarray
     A kernel is OIHW or (out, in) there, HWIO or (in, out) here; a 1x1 convolution may be a matrix here.
     """
     weights = {k.removeprefix("text_model.").removeprefix("vision_model."): v for k, v in weights.items()}
-    graph, state = tree.abstract(lambda rngs: kind(config, rngs=rngs))
+    graph, state = tree.abstract(kind, config)
     arrays = {}
     for path, leaf in nnx.to_flat_state(state):
         *layers, role = map(str, path)
@@ -53,7 +55,7 @@ def randomised(kind: type[nnx.Module], config: Any, seed: int = 0) -> nnx.Module
         offset = 1.0 if path[-1] == "scale" else 0.0
         return leaf.replace(jnp.asarray(offset + draw(leaf.shape) * inputs**-0.5, jnp.float32))
 
-    graph, state = tree.abstract(lambda rngs: kind(config, rngs=rngs))
+    graph, state = built(kind, config)
     return nnx.merge(graph, nnx.from_flat_state([(p, parameter(p, v)) for p, v in nnx.to_flat_state(state)]))
 
 

@@ -42,7 +42,7 @@ def counted(jaxpr) -> int:
     ids=["tiny", "odd", "sd1", "sd2", "cross-only"],
 )
 def test_every_product_of_the_program_is_counted(c, side):
-    graph, state = tree.abstract(lambda rngs: UNet(c, rngs=rngs))
+    graph, state = tree.abstract(UNet, c)
     shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (
         ((1, side, side, c.in_channels), jnp.float32), ((1,), jnp.int32), ((1, 77, c.context_width), jnp.float32))]
     program = jax.make_jaxpr(lambda state, *args: nnx.merge(graph, state)(*args))(state, *shapes)

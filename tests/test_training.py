@@ -184,12 +184,11 @@ def test_muon_steps_alike_in_every_direction_of_a_wide_kernel_and_adam_steps_the
         assert sizes.max() / sizes.min() < 1.01
 
 
-@pytest.mark.parametrize("build", [
-    lambda rngs: VAE(tiny().vae, rngs=rngs), lambda rngs: UNet(tiny().unet, rngs=rngs),
-    lambda rngs: clip.CLIP(tiny().text, tiny().vision, rngs=rngs),
-])
-def test_muon_takes_the_kernels_between_wide_layers_of_every_network(build):
-    _, parameters = tree.abstract(build)
+@pytest.mark.parametrize("network", [
+    (VAE, tiny().vae), (UNet, tiny().unet), (clip.CLIP, tiny().text, tiny().vision),
+], ids=["VAE", "UNet", "CLIP"])
+def test_muon_takes_the_kernels_between_wide_layers_of_every_network(network):
+    _, parameters = tree.abstract(*network)
     optimiser = dataclasses.replace(RECIPE, muon=True).optimiser()
     changes, _ = jax.eval_shape(lambda p: optimiser.update(p, optimiser.init(p), p), parameters)
     assert [x.shape for x in jax.tree.leaves(changes)] == [x.shape for x in jax.tree.leaves(parameters)]

@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from typing import Any
 
 # There is no TPU to be asked what it is, and this process computes nothing.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
@@ -70,9 +70,11 @@ def program(c: ModelConfig, graphs: dict, per_chip: int):
     return draw
 
 
-def network(name: str, build: Callable, everywhere: NamedSharding) -> tuple[nnx.GraphDef, nnx.State]:
+def network(
+    name: str, kind: type[nnx.Module], config: Any, everywhere: NamedSharding
+) -> tuple[nnx.GraphDef, nnx.State]:
     """The structure of a network, and its weights as shapes in the dtype that it has on a TPU."""
-    graph, state = tree.abstract(build)
+    graph, state = tree.abstract(kind, config)
     dtype = dtype_of(name, "bfloat16")
     return graph, jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype, sharding=everywhere), state)
 
@@ -81,11 +83,8 @@ def shapes(c: ModelConfig, mesh: Mesh, per_chip: int) -> tuple[dict, tuple]:
     """The structure of the three networks, and every argument as a shape with its place on the mesh."""
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(PICTURES))
     graphs, states = {}, {}
-    for name, build in (
-        ("text", lambda rngs: TextEncoder(c.text, rngs=rngs)), ("unet", lambda rngs: UNet(c.unet, rngs=rngs)),
-        ("vae", lambda rngs: VAE(c.vae, rngs=rngs)),
-    ):
-        graphs[name], states[name] = network(name, build, everywhere)
+    for name, kind, config in (("text", TextEncoder, c.text), ("unet", UNet, c.unet), ("vae", VAE, c.vae)):
+        graphs[name], states[name] = network(name, kind, config, everywhere)
     b = per_chip * mesh.size
     keys = jax.eval_shape(lambda: samplers.image_keys(0, 0, b))
     table = samplers.ddim_plan(c.diffusion, STEPS)
@@ -117,7 +116,7 @@ def check_attention() -> bool:
 def check_unet() -> bool:
     """Compiles one forward pass of SD 1.5's UNet for two latents; whether it keeps little enough."""
     c, place = sd1(), NamedSharding(mesh_of(1), P())
-    graph, state = network("unet", lambda rngs: UNet(c.unet, rngs=rngs), place)
+    graph, state = network("unet", UNet, c.unet, place)
     given = [((2, 64, 64, 4), jnp.float32), ((2,), jnp.int32), ((2, 77, c.unet.context_width), jnp.bfloat16)]
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in given]
     began = time.perf_counter()

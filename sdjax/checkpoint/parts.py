@@ -46,6 +46,9 @@ class WrongFamily(InputError):
         self.what = what
 
 
+_abstract = functools.lru_cache(maxsize=8)(tree.abstract)  # building takes up to a second
+
+
 class Name(NamedTuple):
     """A tensor: what its table calls it, and what the file calls it."""
 
@@ -56,11 +59,6 @@ class Name(NamedTuple):
 def shapes(state: nnx.State) -> dict[str, Shape]:
     """The shapes of a network's parameters, abstract or not, by dotted path."""
     return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
-
-
-@functools.lru_cache(maxsize=8)
-def _abstract(name: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    return tree.abstract(lambda rngs: KINDS[name][0](config, rngs=rngs))
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Part:
         prefix: str = "",
     ) -> Part:
         """The part `name` of KINDS; `layout` makes the table from the paths of the parameters."""
-        graph, state = _abstract(name, config)
+        graph, state = _abstract(KINDS[name][0], config)
         return cls(name, config, file, list(names), layout(shapes(state)), graph, state, prefix)
 
     @property

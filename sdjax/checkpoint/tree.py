@@ -25,12 +25,12 @@ class NoKeys:
         """What `layers.lecun_normal` and `layers.normal` take for: zeros will do."""
 
 
-def abstract(build: Callable[[NoKeys], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure of the network that `build` makes, and the shapes of its parameters.
+def abstract(kind: Callable[..., nnx.Module], *config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of the network `kind(*config, rngs=...)`, and the shapes of its parameters.
 
     Not one of them is allocated.
     """
-    return nnx.split(nnx.eval_shape(lambda: build(NoKeys())))
+    return nnx.split(nnx.eval_shape(lambda: kind(*config, rngs=NoKeys())))
 
 
 def fill(state: nnx.State, arrays: Mapping[str, jax.Array], source: str) -> nnx.State:

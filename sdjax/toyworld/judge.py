@@ -117,7 +117,7 @@ class Judge:
     @classmethod
     def load(cls, path: str | Path) -> Judge:
         """The judge that `save` wrote; InputError where the file is missing, damaged or another network's."""
-        graph, state = tree.abstract(lambda rngs: Detector(rngs=rngs))
+        graph, state = tree.abstract(Detector)
         file = SafetensorsFile(path)
         arrays = {name: jnp.asarray(file.read(name, np.float32)) for name in file.names()}
         return cls(nnx.merge(graph, tree.fill(state, arrays, str(path))))

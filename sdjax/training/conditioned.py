@@ -81,7 +81,7 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
         write_module(path, midas.train(
             config.depth, pictures, true, folder / "midas", dataclasses.replace(midas.RECIPE, seed=recipe.seed), draw
         ))
-    estimator = read_module(path, lambda rngs: Midas(config.depth, rngs=rngs), "depth")
+    estimator = read_module(path, "depth", Midas, config.depth)
     side = config.image_size // config.vae.factor
     beside = kept(folder / "depths.safetensors", fingerprint(scenes, side), lambda: {
         "beside": conditions.depths(shown, side)
@@ -106,7 +106,7 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
             write_module(path, vae.train(
                 config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
             ))
-        coder = read_module(path, lambda rngs: VAE(config.vae, rngs=rngs), "upscale")
+        coder = read_module(path, "upscale", VAE, config.vae)
     scale = vae.latent_scale(vae.encode(coder, pictures[:500]).mean)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     small, coder = data.to_float(shrunk(pictures)), VAENetwork.of(coder)

@@ -70,7 +70,7 @@ def widened(unet: UNet, config: UNetConfig, loud: float = 0.0) -> UNet:
 
     At 0 nothing changes yet, as the inpainting model was begun: model card of runwayml/stable-diffusion-inpainting.
     """
-    graph, state = tree.abstract(lambda rngs: UNet(config, rngs=rngs))
+    graph, state = tree.abstract(UNet, config)
     arrays = tree.flatten(nnx.state(unet))
     more = config.in_channels - unet.config.in_channels
     kernel = arrays["conv_in.kernel"]

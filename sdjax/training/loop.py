@@ -127,8 +127,10 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     clear_parts(folder)
     made_of = fingerprint(parameters, frozen, batch_at(0))
-    # Copies: the caller keeps the parameters, and the average starts at them but is a tree of its own.
-    tree = (*(jax.tree.map(jnp.copy, parameters) for _ in range(2)), optimiser.init(parameters))
+    # Copies: the caller keeps the parameters, and the average starts at them but is a tree of its own. Compiled, since
+    # one by one every shape would be a program.
+    copied = lambda tree: jax.tree.map(jnp.copy, tree)
+    tree = jax.jit(lambda p: (copied(p), copied(p), optimiser.init(p)))(parameters)
     done, tree = _restore(folder / CHECKPOINT, recipe, made_of, tree)
     _rewind(folder / LOG, done)
     losses: list[jax.Array] = []

@@ -24,11 +24,11 @@ def write_module(path: Path, module: nnx.Module, metadata: dict[str, str] | None
     write_safetensors(path, tree.flatten(nnx.state(module)), metadata or {})
 
 
-def read_module(path: Path, build: Callable[[Any], Any], stage: str) -> Any:
-    """The network that `build` makes from keys, with the weights at `path`; InputError names the stage to run first."""
+def read_module(path: Path, stage: str, kind: type[nnx.Module], config: Any) -> Any:
+    """The network `kind(config)` with the weights at `path`; InputError names the stage to run first."""
     if not path.exists():
         raise InputError(f"{path}: not there yet; run `sdjax train {stage}` first")
-    graph, state = tree.abstract(build)
+    graph, state = tree.abstract(kind, config)
     file = SafetensorsFile(path)
     arrays: dict[str, jax.Array] = {name: jnp.asarray(file.read(name, np.float32)) for name in file.names()}
     return nnx.merge(graph, tree.fill(state, arrays, str(path)))

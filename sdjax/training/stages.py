@@ -135,9 +135,9 @@ def train_unet(
     tokenizer, config = _tokenizer(run)
     if begun:
         config = dataclasses.replace(config, unet=begun.config.unet)
-    text = read_module(run / "text_encoder.safetensors", lambda rngs: TextEncoder(config.text, rngs=rngs), "clip")
-    image = read_module(run / "image_encoder.safetensors", lambda rngs: ImageEncoder(config.vision, rngs=rngs), "clip")
-    coder = read_module(run / "vae.safetensors", lambda rngs: VAE(config.vae, rngs=rngs), "vae")
+    text = read_module(run / "text_encoder.safetensors", "clip", TextEncoder, config.text)
+    image = read_module(run / "image_encoder.safetensors", "clip", ImageEncoder, config.vision)
+    coder = read_module(run / "vae.safetensors", "vae", VAE, config.vae)
     scale = _scale(run / "vae.safetensors")
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     latents = latents_of(run / "data" / "latents.safetensors", coder, data.pictures(run / "data", scenes))

@@ -11,7 +11,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from sdjax.config import VAEConfig
-from sdjax.hardware import compiled
+from sdjax.hardware import VAENetwork
 from sdjax.training.data import step_rng, to_float
 from sdjax.training.loop import Recipe, fit
 from sdjax.vae import VAE, Posterior
@@ -54,13 +54,11 @@ def train(
 
 def encode(vae: VAE, pictures: np.ndarray, batch: int = 50) -> Posterior:
     """The posteriors of uint8 pictures [n, H, W, 3], as NumPy float32; the VAE never changes, so once is enough."""
-    graph, parameters = nnx.split(vae)
-    encoder = compiled()(lambda p, x: nnx.merge(graph, p).encode(x))
-    parts = []
+    network, parts, batch = VAENetwork.of(vae), [], min(batch, len(pictures))
     for i in tqdm(range(0, len(pictures), batch), desc="encoding", unit="batch", dynamic_ncols=True):
         rows = pictures[i : i + batch]
         padded = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows), axis=0)])  # one compiled shape
-        parts.append([np.asarray(x)[: len(rows)] for x in encoder(parameters, to_float(padded))])
+        parts.append([np.asarray(x)[: len(rows)] for x in network.encode(to_float(padded))])
     return Posterior(*(np.concatenate(x) for x in zip(*parts)))
 
 

@@ -7,6 +7,7 @@ guess them from a file. All weights are random: agreement is a matter of arithme
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 from transformers import CLIPTokenizer
 
 import sdjax
+from sdjax.checkpoint import tree
 
 torch.set_grad_enabled(False)
 
@@ -168,6 +170,15 @@ def read_again(theirs: Any, made_of: Path, folder: Path) -> sdjax.StableDiffusio
     theirs.save_pretrained(folder)
     shutil.copytree(made_of / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     return sdjax.load(folder)
+
+
+def digests(sd: sdjax.StableDiffusion) -> dict[tuple, str]:
+    """Every parameter's path, shape and the hash of its bytes."""
+    return {
+        (part, name, array.shape): hashlib.sha256(np.asarray(array)).hexdigest()
+        for part in ("unet", "vae", "text_encoder")
+        for name, array in tree.flatten(getattr(sd, part).state).items()
+    }
 
 
 def first(x: Any) -> torch.Tensor:

@@ -7,6 +7,7 @@ import gc
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small_models import DEPTH, model
 from small_models import same as same_weights
 
@@ -24,8 +25,11 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor  # 
 PROMPT, NEGATIVE = "a red cube", "blurry"
 
 
-def compared(ours, theirs, height, width, steps, strength, guidance, monkeypatch):
-    """The latents after every step and the picture, (ours, theirs), from one noise, one draw and one depth."""
+def compared(ours, theirs, height, width, steps, strength, guidance, monkeypatch, given=True):
+    """The latents after every step and the picture, (ours, theirs), from one noise, one draw and one depth.
+
+    Where the depth is not `given`, either looks for itself, at a picture of pixels from 0 to 255.
+    """
     theirs.set_progress_bar_config(disable=True)
     keys, f = samplers.image_keys(0, 0, 1), ours.config.vae.factor
     shape = (height // f, width // f, ours.config.vae.latent_channels)
@@ -36,6 +40,10 @@ def compared(ours, theirs, height, width, steps, strength, guidance, monkeypatch
     random = np.random.default_rng(5)
     picture = np.tanh(random.standard_normal((height, width, 3), np.float32))
     near = random.random((height, width), np.float32)
+    image, depth = oracle.first(picture[None]), torch.from_numpy(near)[None]
+    if not given:
+        image, near, depth = Image.fromarray(np.uint8(np.rint((picture + 1) * 127.5))), None, None
+        picture = np.float32(image) / 127.5 - 1
     seen = []
 
     def note(pipe, step, t, values):
@@ -43,7 +51,7 @@ def compared(ours, theirs, height, width, steps, strength, guidance, monkeypatch
         return values
 
     drawn = theirs(
-        PROMPT, image=oracle.first(picture[None]), depth_map=torch.from_numpy(near)[None], strength=strength,
+        PROMPT, image=image, depth_map=depth, strength=strength,
         negative_prompt=NEGATIVE, num_inference_steps=steps, guidance_scale=guidance, output_type="np",
         callback_on_step_end=note,
     ).images
@@ -65,6 +73,8 @@ def test_every_step_is_that_of_diffusers(strength, tmp_path, same, monkeypatch):
     same_weights(ours, back, ("text_encoder", "vae", "unet", "depth_estimator"))
     for a, b in compared(ours, theirs, 24, 32, 10, strength, 2.0, monkeypatch):
         same(f"depth-to-image, small, strength {strength}: 10 steps and picture", a, b)
+    for a, b in compared(ours, theirs, 64, 64, 10, strength, 2.0, monkeypatch, given=False):
+        same(f"depth-to-image, small, strength {strength}, depth seen by MiDaS: 10 steps and picture", a, b)
     seen = np.tanh(np.random.default_rng(6).standard_normal((1, 64, 64, 3), np.float32))
     same("MiDaS out of the diffusers folder", ours.depth_estimator(seen),
          theirs.depth_estimator(oracle.first(seen)).predicted_depth.numpy())

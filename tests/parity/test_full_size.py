@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import shutil
 from types import SimpleNamespace
 
@@ -14,22 +13,12 @@ import pytest
 
 import sdjax
 from sdjax import samplers
-from sdjax.checkpoint import tree
 
 torch = pytest.importorskip("torch", reason="install the group `parity`, or run `make parity`")
 oracle = pytest.importorskip("oracle", reason="install the group `parity`, or run `make parity`")
 
 PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse", "blurry"
 STEPS = 20
-
-
-def digests(sd):
-    """Every parameter's path, shape and the hash of its bytes."""
-    return {
-        (part, name, array.shape): hashlib.sha256(np.asarray(array)).hexdigest()
-        for part in ("unet", "vae", "text_encoder")
-        for name, array in tree.flatten(getattr(sd, part).state).items()
-    }
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
@@ -45,11 +34,11 @@ def both(request, tmp_path_factory):
         theirs = oracle.diffusers_pipeline(original, folder, family)
         theirs.set_progress_bar_config(disable=True)
         theirs.save_pretrained(saved)
-        from_folder = digests(sdjax.load(saved))
+        from_folder = oracle.digests(sdjax.load(saved))
         shutil.rmtree(saved)
         ours = sdjax.load(original, prediction=prediction)
         yield SimpleNamespace(
-            family=family, theirs=theirs, ours=ours, from_folder=from_folder, from_file=digests(ours),
+            family=family, theirs=theirs, ours=ours, from_folder=from_folder, from_file=oracle.digests(ours),
             width=ours.config.text.width,
         )
     finally:

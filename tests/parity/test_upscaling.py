@@ -20,10 +20,10 @@ oracle = pytest.importorskip("oracle", reason="install the group `parity`, or ru
 
 from diffusers import StableDiffusionUpscalePipeline  # noqa: E402
 
-PROMPT, NEGATIVE, LEVEL = "a red cube", "blurry", 20
+PROMPT, NEGATIVE = "a red cube", "blurry"
 
 
-def compared(ours, theirs, height, width, steps, guidance, monkeypatch):
+def compared(ours, theirs, height, width, level, steps, guidance, monkeypatch):
     """The latents after every step and the picture, (ours, theirs), from the same two draws of noise."""
     theirs.set_progress_bar_config(disable=True)
     keys = samplers.image_keys(0, 0, 1)
@@ -36,11 +36,11 @@ def compared(ours, theirs, height, width, steps, guidance, monkeypatch):
     seen = []
     picture = theirs(
         PROMPT, image=oracle.first(small[None]), negative_prompt=NEGATIVE, num_inference_steps=steps,
-        guidance_scale=guidance, noise_level=LEVEL, latents=noise, output_type="np",
+        guidance_scale=guidance, noise_level=level, latents=noise, output_type="np",
         callback=lambda step, t, latents: seen.append(np.moveaxis(latents.numpy(), 1, -1)),
     ).images
     walk = list(ours.upscale_steps(
-        PROMPT, small, LEVEL, negative_prompt=NEGATIVE, steps=steps, guidance_scale=guidance
+        PROMPT, small, level, negative_prompt=NEGATIVE, steps=steps, guidance_scale=guidance
     ))
     assert len(walk) == len(seen) == steps and picture.shape[1:3] == (4 * height, 4 * width)
     return [(s.latents, latents) for s, latents in zip(walk, seen)] + [((walk[-1].pictures() + 1) / 2, picture)]
@@ -53,8 +53,9 @@ def test_every_step_is_that_of_diffusers(tmp_path, same, monkeypatch):
     back = oracle.read_again(theirs, tmp_path / "model", tmp_path / "again")
     assert (back.config.unet, back.config.vae, back.config.low_res) == (UPSCALER.unet, UPSCALER.vae, UPSCALER.low_res)
     same_weights(ours, back, ("text_encoder", "vae", "unet"))
-    for a, b in compared(ours, theirs, 16, 24, 10, 2.0, monkeypatch):
-        same("x4 upscaler, small: 10 steps and picture", a, b)
+    for level in (0, 20, 250):
+        for a, b in compared(ours, theirs, 16, 24, level, 10, 2.0, monkeypatch):
+            same(f"x4 upscaler, small, noise level {level}: 10 steps and picture", a, b)
 
 
 def test_at_full_size(tmp_path, same, monkeypatch):
@@ -63,7 +64,9 @@ def test_at_full_size(tmp_path, same, monkeypatch):
     theirs = oracle.diffusers_pipeline(original, tmp_path, "x4", StableDiffusionUpscalePipeline)
     ours = sdjax.load(original)
     assert ours.config == sdjax.config.x4_upscaler()
-    for a, b in compared(ours, theirs, 24, 32, 4, 9.0, monkeypatch):
+    digests = oracle.digests(ours)
+    assert digests == oracle.digests(oracle.read_again(theirs, tmp_path, tmp_path / "again"))
+    for a, b in compared(ours, theirs, 24, 32, 20, 4, 9.0, monkeypatch):
         same("x4 upscaler at full size: 4 steps and picture", a, b)
     del theirs, ours
     jax.clear_caches()
