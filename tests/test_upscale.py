@@ -56,6 +56,11 @@ def test_the_noise_level_changes_the_picture_by_its_embedding_too(sd, small):
     assert not np.allclose(drawn[0], drawn[1], atol=1e-3)
 
 
+def test_a_level_of_numpy_is_drawn_by_the_same_program(sd, small):
+    plain, numpy = (upscale(sd, "a cone", small, level, steps=2).classes for level in (20, np.int64(20)))
+    assert plain.aval == numpy.aval  # shape, dtype, and whether other dtypes win over it
+
+
 def test_the_loop_in_one_program_and_the_loop_by_steps_draw_the_same(sd, small):
     *_, last = sd.upscale_steps("a cone", small, steps=3)
     assert np.allclose(last.pictures(), sd.upscale("a cone", small, steps=3), atol=1e-5)
