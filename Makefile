@@ -40,7 +40,7 @@ lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest tests/parity
+	$(BIN)/python -m pytest tests/parity --durations=12
 
 $(VENV)/.lessons: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lessons]'
