@@ -46,9 +46,6 @@ class WrongFamily(InputError):
         self.what = what
 
 
-_abstract = functools.lru_cache(maxsize=8)(tree.abstract)  # building takes up to a second
-
-
 class Name(NamedTuple):
     """A tensor: what its table calls it, and what the file calls it."""
 
@@ -59,6 +56,9 @@ class Name(NamedTuple):
 def shapes(state: nnx.State) -> dict[str, Shape]:
     """The shapes of a network's parameters, abstract or not, by dotted path."""
     return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+
+
+_abstract = functools.lru_cache(maxsize=8)(tree.abstract)  # building takes up to a second
 
 
 @dataclass(frozen=True)
