@@ -1,5 +1,7 @@
 """Winograd's convolution gives what the direct one gives, and is taken only where it pays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,14 @@ def test_winograd_equals_direct_whether_or_not_the_tiles_fit(h, w):
     expected = convolution.direct(x, kernel)
     error = np.abs(convolution.winograd(x, kernel) - expected).max() / np.abs(expected).max()
     assert error < 2e-5, error
+
+
+def test_a_layer_transforms_its_kernel_when_its_turn_comes():
+    """Else all layers' transformed kernels, four times as large as the kernels themselves, are held at once."""
+    x, kernels = normal(0, 1, 8, 8, 64), list(normal(1, 4, 3, 3, 64, 64))
+    program = jax.jit(lambda x, kernels: functools.reduce(convolution.winograd, kernels, x))
+    scratch = program.lower(x, kernels).compile().memory_analysis().temp_size_in_bytes
+    assert scratch < 2 * (4 * 36 * 64 * 64), scratch
 
 
 def test_gradients_are_the_same_through_tiles():
