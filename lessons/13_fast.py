@@ -294,7 +294,8 @@ def attend_rows(q, k, v, rows=512):
 # $$m' = \max(m, \max l), \quad s' = e^{m - m'} s + \textstyle\sum e^{l - m'}, \quad o' = e^{m - m'} o + e^{l - m'} v,$$
 #
 # and at the end the answer is $o / s$. This is the idea of FlashAttention (arXiv:2205.14135), and
-# `attention.attend_blockwise` in the package. A quick check on one row of logits, one value each:
+# `attention.attend_blockwise` in the package, where $s$ is one column more of $o$, of values that are all 1: a product
+# of matrices sums them for nothing. A quick check on one row of logits, one value each:
 
 # %%
 row, value = jnp.array([1.0, 3.0, -2.0, 7.0, 0.0, 5.0]), jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
