@@ -40,7 +40,7 @@ page and its pictures. On Colab, put this cell first, with the address that you 
 %cd sdjax/lessons
 ```
 
-Times are those of the machine that made them, 2 cores of an AMD EPYC.
+Times are those of the machine that made each, all of 2 cores, some twice as fast as others.
 
 | | lesson | time |
 |---|---|---|

@@ -80,6 +80,13 @@ def test_a_larger_logit_in_a_later_block_takes_over_from_those_before(sign):
     assert np.allclose(mixed, attend_plain(q, k, v))
 
 
+@pytest.mark.parametrize("key", range(9))
+def test_a_logit_that_is_no_number_comes_out_wherever_it_stands(key):
+    """The largest logit is found by comparison, which passes a NaN over; its exponential does not."""
+    q, k, v = normal(0, 1, 1, 2, 4), normal(1, 1, 1, 9, 4), normal(2, 1, 1, 9, 4)
+    assert np.isnan(attend_blockwise(q, k.at[0, 0, key].set(jnp.nan), v, block=4)).all()
+
+
 def test_blocks_are_as_even_as_they_come():
     """Nine keys in blocks of at most eight are twice five, not twice eight of which seven are filled up."""
     q, k = jnp.ones((1, 2, 11, 4)), jnp.ones((1, 2, 9, 4))
