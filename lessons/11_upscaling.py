@@ -216,8 +216,8 @@ show(plots.pictures([p for row in zip(*shown[:4]) for p in row],
 
 # %% [markdown]
 # It wins neither, but look at what its error consists of. Bicubic is hardly wrong where nothing is to be seen, and
-# nowhere right at an edge; the upscaler decides where the edge runs, and is off by a little in between. An earlier
-# state of this upscaler was 2.4 dB *behind* the filter, hardly by its edges (a squared error of 0.0050 there, the
+# nowhere right at an edge; the upscaler decides where the edge runs, and is off by a little in between. An early
+# upscaler of ours was 2.4 dB *behind* the filter, hardly by its edges (a squared error of 0.0050 there, the
 # filter's 0.0043), but by being off by a little everywhere else (0.0010 against 0.00003, `weights/README.md`): flat
 # places are five pixels of six, and the filter has them for nothing. That is a common trap when super-resolution is
 # measured: the eye looks at edges, and to the decibel all pixels are alike.
@@ -248,7 +248,7 @@ show(plots.pictures([p[detail] for p in (*foreseen[3], pair(3)[1])], [*(f"step {
 # small picture leaves much open, the mean is a blur and a draw is sharp, and no method has both, the least error and
 # pictures that look like true ones (arXiv:1711.06077). Our world leaves little open; most of what is doubled here is
 # what the network does not know. So an upscaler that is too far off is mended at its *first* steps: training that drew
-# the noisy timesteps more often took this one from 2.5 dB above bicubic to 3.4 (`weights/README.md`).
+# the noisy timesteps more often took the one before this from 2.5 dB above bicubic to 3.4 (`weights/README.md`).
 #
 # What did the words do? The small picture says nearly all of it:
 
@@ -407,8 +407,7 @@ print(f"bicubic {psnr(plain, wide[0]):.1f} dB, two tiles {psnr(theirs, wide[0]):
 assert abs(psnr(theirs, wide[0]) - psnr(whole, wide[0])) < 2
 
 # %% [markdown]
-# Tiles cost nothing here. (That both are behind the filter has another reason: the wide picture is a close-up, its
-# solids twice as large as any in training.)
+# Tiles cost nothing here, though the wide picture is a close-up, its solids twice as large as any in training.
 #
 # A tile cannot know what its neighbour invents. It agrees with it as far as both see the same small picture and begin
 # in the same noise; where much is invented, at high noise levels, overlap and blending have more to hide.

@@ -40,7 +40,7 @@ ON_CPU, ELSEWHERE = (2048, 4), (8192, 100)
 
 
 def yardstick(dtype: Any = jnp.float32) -> tuple[Callable[[], jax.Array], float]:
-    """A program of plain matrix products, which this machine can hardly do faster, and its operations."""
+    """A program of plain matrix products, than which XLA can hardly be faster here, and its operations."""
     side, products = ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE
     square = jnp.asarray(np.random.default_rng(1).standard_normal((side, side)), dtype)
     multiply = compiled()(lambda a: jax.lax.fori_loop(0, products, lambda _, x: (x @ a) / side**0.5, a))

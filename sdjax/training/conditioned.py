@@ -34,14 +34,14 @@ from sdjax.vae import VAE
 SCENES = 5_000  # a network that draws already learns what a new channel means from fewer
 INPAINT = DEPTH = Recipe(steps=1000, batch=16, learning_rate=7e-4, decay=0.5, save_every=500)
 # The rate is that of the denoiser from nothing (unet.RECIPE), since this one begins there too.
-UPSCALE = Recipe(steps=3700, batch=16, learning_rate=3e-3, decay=0.7, muon=True, save_every=450)
+UPSCALE = Recipe(steps=5200, batch=16, learning_rate=3e-3, decay=0.7, muon=True, save_every=450)
 # How loud depth is from the first step on: a solid differs from the floor by a tenth of the channel's range, and where
 # the weights began at 0, as those of a hole do, the denoiser did not come to follow it.
 LOUD = 0.5
 # The upscaler first learns from squares of so many latents a side, a quarter of a picture, where there is most to be
 # seen, for this share of its steps (2,700); then from whole pictures, whose norms and borders the squares do not show,
 # fewer at a time, as each is four squares, and with a shorter average, as there are fewer steps.
-CROP, SQUARES = 16, 0.73
+CROP, SQUARES = 16, 0.52
 SECOND = 1_000_000  # added to the seed for those: another, or batches come again, and one that nobody will give next
 WHOLE = dataclasses.replace(UPSCALE, batch=8, learning_rate=1.5e-3, warmup=50, decay=0.9, ema=0.995)
 # The rate at which the autoencoder that ships went on by Muon (weights/README.md).

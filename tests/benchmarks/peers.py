@@ -40,7 +40,8 @@ from sdjax.hardware import Network, compiled, prepare
 from sdjax.unet import UNet
 
 OURS, PLAIN, LOOP = "sdjax", "sdjax, plain", "sdjax, in the loop"
-EAGER, OPENVINO, PRODUCT = "PyTorch eager (diffusers)", "OpenVINO", "matrix product"
+EAGER, OPENVINO = "PyTorch eager (diffusers)", "OpenVINO"
+PRODUCT, TORCH_PRODUCT = "matrix product", "matrix product by PyTorch"
 STEPS = 2  # of the loop, whose time is divided by them
 TEXTS = (2, 77, 768)
 
@@ -81,6 +82,22 @@ def torch_inputs(x: np.ndarray, t: np.ndarray, text: np.ndarray) -> tuple:
     import torch
 
     return tuple(torch.from_numpy(a) for a in (np.moveaxis(x, -1, 1).copy(), t, text))
+
+
+def torch_product(operations: float) -> Callable[[], Any]:
+    """The products of `bench.yardstick` in PyTorch, as many operations of them, by whatever library it has."""
+    import torch
+
+    side = bench.ON_CPU[0]
+    square = torch.from_numpy(np.random.default_rng(1).standard_normal((side, side)).astype(np.float32))
+
+    def multiply() -> Any:
+        product = square
+        for _ in range(round(operations / (2 * side**3))):
+            product = (product @ square) / side**0.5
+        return product
+
+    return multiply
 
 
 def eager(peer: Any, given: tuple) -> Callable[[], np.ndarray]:
@@ -155,7 +172,8 @@ def measure(given: argparse.Namespace) -> None:
     torch_given, peer = torch_inputs(x, t, text), torch_unet(sd)
     multiply, of_products = bench.yardstick()
     steps: dict[str, Callable[[], Any]] = {
-        PRODUCT: multiply, OURS: lambda: programs[OURS](sd.unet.state, x, t, text),
+        PRODUCT: multiply, TORCH_PRODUCT: torch_product(of_products),
+        OURS: lambda: programs[OURS](sd.unet.state, x, t, text),
         PLAIN: lambda: programs[PLAIN](sd.unet.state, x, t, text), LOOP: draw, EAGER: eager(peer, torch_given),
     }
     if importlib.util.find_spec("openvino"):
@@ -168,14 +186,14 @@ def measure(given: argparse.Namespace) -> None:
     taken = bench.in_turns(steps, given.rounds)
     taken[LOOP] = [seconds / STEPS for seconds in taken[LOOP]]
     work = dict.fromkeys(taken, 2 * bench.unet_flops(sd.config.unet, given.side, given.side) / 1e9)
-    work[PRODUCT] = of_products / 1e9
+    work |= dict.fromkeys((PRODUCT, TORCH_PRODUCT), of_products / 1e9)
     middle = {name: float(np.median(seconds)) for name, seconds in taken.items()}
     found = []
     for name, seconds in taken.items():
         row = {"name": name, "seconds": [middle[name], min(seconds), max(seconds)],
                "gflop_per_second": work[name] / middle[name],
                "share_of_matmul": work[name] / middle[name] / (work[PRODUCT] / middle[PRODUCT])}
-        if name != PRODUCT:
+        if name not in (PRODUCT, TORCH_PRODUCT):
             row["ours_to_this"] = middle[OURS] / middle[name]
         if name in answers:
             row["difference"] = float(np.linalg.norm(answers[name] - answers[OURS]) / np.linalg.norm(answers[OURS]))
