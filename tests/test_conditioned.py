@@ -211,7 +211,7 @@ def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictu
     sdjax.save(model(BASE), tmp_path / "base")
     recipe = dataclasses.replace(conditioned.UPSCALE, steps=100)
     conditioned.train_upscale(tmp_path / "run", recipe, 2, tmp_path / "base")
-    assert [row[:5] for row in asked] == [("squares", 73, 16, 0, 16), ("unet", 27, 8, 1_000_000, None)]
+    assert [row[:5] for row in asked] == [("squares", 52, 16, 0, 16), ("unet", 48, 8, 1_000_000, None)]
     assert asked[0][5] is None  # from nothing, and then from what the squares have taught
     first = UNet(asked[1][5].config, rngs=nnx.Rngs(1))
     assert np.array_equal(asked[1][5].conv_in.kernel[...], first.conv_in.kernel[...])
