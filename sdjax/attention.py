@@ -57,8 +57,8 @@ def attend_plain(
 
 
 def attend_blockwise(
-    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"], block: int = BLOCK
-) -> Float[Array, "b h n d"]:
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m e"], block: int = BLOCK
+) -> Float[Array, "b h n e"]:
     """The same, one head and at most `block` keys at a time, so that no more than n * block logits are held.
 
     A row needs its largest logit m and the sum of its exponentials before it can be divided by that sum. The largest
@@ -70,9 +70,9 @@ def attend_blockwise(
 
 
 def _one_picture(
-    q: Float[Array, "h n d"], k: Float[Array, "h m d"], v: Float[Array, "h m d"], block: int
-) -> Float[Array, "h n d"]:
-    (h, n, d), m = q.shape, k.shape[1]
+    q: Float[Array, "h n d"], k: Float[Array, "h m d"], v: Float[Array, "h m e"], block: int
+) -> Float[Array, "h n e"]:
+    (h, n, d), (_, m, e) = q.shape, v.shape
     count = -(-m // block)
     block = -(-m // count)  # as even as they come: 300 keys are two times 150, not 256 and 44 that are filled up
     filled = ((0, 0), (0, count * block - m), (0, 0))
@@ -91,12 +91,12 @@ def _one_picture(
             logits = jnp.where(there, logits, -jnp.inf) if count * block > m else logits
             new = jnp.maximum(largest, _largest(logits))
             shrink, weights = jnp.exp((largest - new) * scale), jnp.exp((logits - new) * scale)
-            added = jnp.einsum("nm,md->nd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            added = jnp.einsum("nm,me->ne", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
             return (new, shrink * mixed + added), None
 
-        start = jnp.full((n, 1), -jnp.inf), jnp.zeros((n, d + 1))
+        start = jnp.full((n, 1), -jnp.inf), jnp.zeros((n, e + 1))
         (_, mixed), _ = jax.lax.scan(step, start, (keys, values, there))
-        return (mixed[:, :d] / mixed[:, d:]).astype(v.dtype)
+        return (mixed[:, :e] / mixed[:, e:]).astype(v.dtype)
 
     return jax.lax.map(one_head, (q, keys, values))
 

@@ -43,12 +43,16 @@ def winograd(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Flo
     tiles = [[corner(i, j) for j in range(SPAN)] for i in range(SPAN)]
     down = [[_sum(row, [line[j] for line in tiles]) for j in range(SPAN)] for row in DATA]
     data = jnp.stack([_sum(row, line) for line in down for row in DATA])  # B^T d B, [36, tiles, i]
+
     # The others are products of matrices over both axes at once, which for these shapes is faster than sums.
-    # A zero made of a number of the picture holds the kernel's transform back until the picture is there: XLA would
-    # take all kernels first and hold them all, 1.2 GB for SD 1.5, which a step alone asks the system for each time.
-    turn = 0.0 * jax.lax.stop_gradient(x[0, 1, 1, 0])
-    weights = ((_kron(KERNEL) + turn) @ kernel.reshape(9, -1)).reshape(SPAN**2, c, -1)  # G g G^T, [36, i, o]
-    product = jnp.einsum("pnc,pco->pno", data, weights)
+    def multiplied(data: Float[Array, "p n i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "p n o"]:
+        weights = (_kron(KERNEL) @ kernel.reshape(9, -1)).reshape(SPAN**2, c, -1)  # G g G^T, [36, i, o]
+        return jnp.einsum("pnc,pco->pno", data, weights)
+
+    # Without a condition, which the compiler cannot know to be always false, XLA would transform the kernels of all
+    # layers first and hold them all: for SD 1.5 1.2 GB, which a step alone asks the system for each time.
+    nothing = lambda data, kernel: jnp.zeros((*data.shape[:2], kernel.shape[-1]), data.dtype)
+    product = jax.lax.cond(kernel[0, 0, 0, 0] > jnp.inf, nothing, multiplied, data, kernel)
     y = _kron(OUTPUT) @ product.reshape(SPAN**2, -1)  # A^T (...) A
     y = y.reshape(M, M, b, rows, columns, -1).transpose(2, 3, 0, 4, 1, 5)
     return y.reshape(b, M * rows, M * columns, -1)[:, :h, :w]

@@ -41,7 +41,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 def clear_parts(folder: Path) -> None:
     """Removes what processes that were killed had half written; what is newer than an hour may still be written."""
-    for part in folder.glob(".*.part"):
+    for part in folder.glob(f".{16 * '[0-9a-f]'}.part"):
         with contextlib.suppress(OSError):  # another process may do the same
             if time.time() - part.stat().st_mtime > AN_HOUR:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()

@@ -31,10 +31,11 @@ YNN_KNOWN = ((0, 10, 2), (0, 13, 0))  # jaxlib versions that know the flag; an u
 
 
 def quiet_cpu() -> None:
-    """Turns YNNPACK's fusions off; does nothing where the flag is unknown, a TPU is at hand, or XLA_FLAGS has it.
+    """Turns YNNPACK's fusions off; does nothing where the flag is unknown, or XLA_FLAGS has it.
 
-    Nor where XLA_FLAGS is the name of a file, which XLA would look for under the name with the flag. Must run before
-    JAX first touches a device. The user's own XLA_FLAGS are kept.
+    Nor where libtpu is installed, which reads the flags too, unless JAX_PLATFORMS is cpu; nor where XLA_FLAGS is the
+    name of a file, which XLA would look for under the name with the flag. Must run before JAX first touches a device.
+    The user's own XLA_FLAGS are kept.
     """
     version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:3] if part.isdigit())
     flags = os.environ.get("XLA_FLAGS", "")

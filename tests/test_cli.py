@@ -45,6 +45,8 @@ from sdjax.images import read_settings, write_png
         (["txt2img", "--prompts", "lines.jsonl", "--processes", "2", "--process", "2"], "found 2 of 2"),
         (["txt2img", "--prompts", "lines.jsonl", "--coordinator", "here"], "expected HOST:PORT"),
         (["txt2img", "--prompts", "lines.jsonl", "--out", "lines.jsonl/in"], "cannot be made"),
+        (["txt2img", "--prompts", "lines.jsonl", "--out", "in.jpg"], "expected a .png file or a folder"),
+        (["txt2img", "--prompts", "lines.jsonl", "--first", "2147483648"], "line 1 is picture 2147483648"),
         (["bench", "--size", "0x0"], "--size: found 0x0"),
         (["bench", "weights", "--random", "sd1"], "give one of the two"),
         (["txt2img", "a", "--colour", "red"], "No such option"),
@@ -84,6 +86,20 @@ def test_wrong_input_is_one_line_and_code_2(run, tmp_path, arguments, said):
     lines = [line for line in err.split("\n") if line and not line.startswith("drawing")]
     assert len(lines) == 1 and lines[0].startswith("sdjax: ") and said in lines[0]
     assert not list(tmp_path.rglob("*.png")) and not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory.")])
+def test_too_little_memory_is_one_line_that_says_what_needs_less(run, monkeypatch, error):
+    def load(*given, **options):
+        raise error
+
+    monkeypatch.setattr("sdjax.load", load)
+    code, _, err = run("txt2img", "a")
+    assert code == 2 and err.startswith("sdjax: out of memory;") and err.count("\n") == 1
+
+
+def test_a_folder_may_have_a_dot_in_its_name(run):
+    assert run("txt2img", "a", "--steps", "1", "--out", "o.v2")[0] == 0 and Image.open("o.v2/0001-a.png")
 
 
 def test_strength_outside_0_to_1_is_refused(run):

@@ -40,6 +40,12 @@ def test_a_layer_transforms_its_kernel_when_its_turn_comes():
     assert scratch < 2 * (4 * 36 * 64 * 64), scratch
 
 
+def test_a_nan_stays_where_it_is():
+    x, kernel = normal(0, 3, 12, 12, 4).at[0, 0, 0, 0].set(jnp.nan), normal(1, 3, 3, 4, 5)
+    spoilt = np.isnan(convolution.winograd(x, kernel)).any(axis=-1)
+    assert spoilt[0, :4, :4].all() and spoilt.sum() == 16  # the one tile that sees it
+
+
 def test_gradients_are_the_same_through_tiles():
     x, kernel = normal(0, 1, 6, 7, 4), normal(1, 3, 3, 4, 5)
     slopes = lambda way: jax.grad(lambda x, k: (way(x, k) ** 2).sum(), argnums=(0, 1))(x, kernel)

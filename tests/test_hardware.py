@@ -31,20 +31,21 @@ def test_the_cache_is_the_users_own_and_their_flags_are_kept(settings, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("version", "flags", "libtpu", "expected"),
-    [("0.10.2", "", False, hardware.YNN_FLAG), ("0.12.1", "--a", False, f"--a {hardware.YNN_FLAG}"),
-     ("0.10.1", "--a", False, "--a"), ("0.13.0", "", False, ""),  # an unknown flag would end the process
-     ("0.10.2", f"{hardware.YNN_FLAG}of_the_user", False, f"{hardware.YNN_FLAG}of_the_user"),
-     ("0.10.2", "flags.txt", False, "flags.txt"),  # XLA reads flags from a file, too
-     ("0.10.2", "--a", True, "--a")],  # libtpu reads the flags too, and does not know this one
+    ("version", "flags", "libtpu", "platforms", "expected"),
+    [("0.10.2", "", False, "", hardware.YNN_FLAG), ("0.12.1", "--a", False, "", f"--a {hardware.YNN_FLAG}"),
+     ("0.10.1", "--a", False, "", "--a"), ("0.13.0", "", False, "", ""),  # an unknown flag would end the process
+     ("0.10.2", f"{hardware.YNN_FLAG}of_the_user", False, "", f"{hardware.YNN_FLAG}of_the_user"),
+     ("0.10.2", "flags.txt", False, "", "flags.txt"),  # XLA reads flags from a file, too
+     ("0.10.2", "--a", True, "", "--a"),  # libtpu reads the flags too, and does not know this one
+     ("0.10.2", "--a", True, "cpu", f"--a {hardware.YNN_FLAG}")],
 )
 def test_the_flag_is_set_only_where_it_is_known_and_never_over_the_users_own(
-    monkeypatch, version, flags, libtpu, expected
+    monkeypatch, version, flags, libtpu, platforms, expected
 ):
     monkeypatch.setattr(hardware.metadata, "version", lambda name: version)
     monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: libtpu or None)
     monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
     hardware.quiet_cpu()
     assert os.environ["XLA_FLAGS"] == expected
 

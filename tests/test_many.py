@@ -83,10 +83,13 @@ def test_a_picture_that_was_being_written_at_a_kill_is_drawn_again_and_no_other(
     died = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [f"{i:06}.png" for i in range(number)]
+    (half,) = tmp_path.glob(".*.part")
+    os.utime(half, (0, 0))  # an hour later
     painter = Painter()
     draw_lines(painter, [Line(i, f"prompt {i}", "", None) for i in range(7)], SETTINGS, tmp_path, together=1)
     assert painter.drawn == [(f"prompt {i}", 5, i) for i in range(number, 7)]
     assert [read_settings(tmp_path / f"{i:06}.png")["prompt"] for i in range(7)] == [f"prompt {i}" for i in range(7)]
+    assert not half.exists()
 
 
 @pytest.mark.parametrize("row", ["a red cube", '["red"]', {"seed": 1}, {"prompt": 1}, {"prompt": "a", "size": 3},

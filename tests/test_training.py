@@ -73,8 +73,9 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path):
     code = "import sys, test_training as t; t.learn(t.Path(sys.argv[1]), t.Recipe(**eval(sys.argv[2])), 70, t.kill)"
     asked = [sys.executable, "-c", code, str(tmp_path / "killed"), repr(dataclasses.asdict(recipe))]
     assert subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True).returncode == -signal.SIGKILL
-    (tmp_path / "killed" / ".half.part").write_bytes(b"what it was writing")
-    os.utime(tmp_path / "killed" / ".half.part", (0, 0))
+    half = tmp_path / "killed" / ".0123456789abcdef.part"
+    half.write_bytes(b"what it was writing")
+    os.utime(half, (0, 0))
     with open(tmp_path / "killed" / LOG, "a") as log:
         log.write("7\0")  # half a line
     lines = (tmp_path / "killed" / LOG).read_text().splitlines()

@@ -34,8 +34,11 @@ def main() -> None:
     except Exception as error:
         # typer's own errors (no such option, not a number) have no public base class, but all have this method.
         usage = getattr(error, "format_message", None)
-        if usage is None and not isinstance(error, (InputError, FloatingPointError, OSError)):
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)  # XLA's is a RuntimeError
+        if not (usage or full or isinstance(error, (InputError, FloatingPointError, OSError))):
             raise
         message = f"{usage()} See `sdjax --help`." if usage else str(error)
+        if full:
+            message = "out of memory; fewer pictures at once (--batch), a smaller --size or --dtype bfloat16 need less"
         print(f"sdjax: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)

@@ -25,7 +25,9 @@ class Released(StrEnum):
 
 @app.command()
 def bench(
-    model: Annotated[Path | None, typer.Argument(help="Weights. Default: the small model that ships.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="Weights for text to image. Default: the small model that ships.")
+    ] = None,
     random: Annotated[
         Released | None, typer.Option(help="Random weights of this size instead: they take as long.")
     ] = None,

@@ -80,9 +80,11 @@ def txt2img(
         raise InputError("--prompts: takes no other prompt, --negative, --like or --count, and --out must be a folder")
     if batch < 1:
         raise InputError(f"--batch: found {batch}, expected at least 1")
+    drawing.require_out(out)
     from sdjax.cli import many
 
     lines = many.read_lines(prompts)
+    many.require_numbers(lines, first or 0)
     if coordinator is None:
         many.require_process(processes, process)
     common.make_folder(out)

@@ -15,6 +15,8 @@ from sdjax.cli import common
 from sdjax.cli.settings import DEFAULTS, OWN
 from sdjax.errors import InputError
 
+OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
 
 def draw(
     settings: dict[str, Any], model: Path | None, devices: int, batch: int, count: int, out: Path, no_metadata: bool,
@@ -28,8 +30,7 @@ def draw(
     for name, number in (("count", count), ("batch", batch)):
         if number < 1:
             raise InputError(f"--{name}: found {number}, expected at least 1")
-    if out.suffix and not is_file(out) and not out.is_dir():
-        raise InputError(f"--out: found {out}, expected a .png file or a folder")
+    require_out(out)
     common.make_folder(out.parent if is_file(out) else out)  # before the work
     command = settings["command"]
     common.prepare()
@@ -140,6 +141,12 @@ def shown_beside(sd: Any, given: dict[str, Any]) -> tuple[str, Any]:
     if "mask" in given:
         return "mask", image * (1.0 - as_mask(given["mask"], image.shape[:2])[0])
     return "depth", of_depth(given["depth"] if "depth" in given else sd.midas(image)[0])
+
+
+def require_out(out: Path) -> None:
+    """InputError where --out names a picture of a kind that is not written."""
+    if out.suffix.lower() in OTHER_PICTURES and not out.is_dir():
+        raise InputError(f"--out: found {out}, expected a .png file or a folder")
 
 
 def is_file(out: Path) -> bool:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sdjax.cli import common
 from sdjax.errors import InputError
+from sdjax.files import clear_parts
 
 DAY = 24 * 3600  # seconds that processes wait for the slowest
 
@@ -97,6 +98,16 @@ def require_process(processes: int, process: int) -> None:
         raise InputError(f"--process: found {process} of {processes}, expected 0 to {processes - 1}")
 
 
+def require_numbers(lines: list[Line], first: int) -> None:
+    """InputError where a line would be a picture beyond the last that a seed has; before anything is drawn."""
+    for line in lines:
+        if line.seed is None and first + line.number >= 2**31:
+            raise InputError(
+                f"--first: found {first}, with which line {line.number + 1} is picture {first + line.number} of its"
+                " seed, expected less than 2^31"
+            )
+
+
 def picture_path(out: Path, line: Line) -> Path:
     """Where the picture of a line goes."""
     return out / f"{line.number:06}.png"
@@ -109,6 +120,7 @@ def draw_lines(
 
     InputError where a picture is there that remembers other settings.
     """
+    clear_parts(out)
     own = sd.config.image_size
     settings = settings | {side: settings.get(side) or own for side in ("height", "width")}
     about = ("command", "dtype", "model", "weights")
