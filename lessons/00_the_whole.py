@@ -260,9 +260,9 @@ print(f"{'together':16}{sum(lines.values()):4}")
 assert max(lines.values()) < 500
 
 # %% [markdown]
-# No file takes longer than one sitting. Beside them stand five folders: `checkpoint` reads and writes weights,
-# `toyworld` makes pictures with captions, `training` trains every part on them, `evaluate` measures the result, and
-# `cli` is the command `sdjax`.
+# No file takes longer than one sitting. Beside them stand six folders: `checkpoint` reads and writes weights,
+# `toyworld` makes pictures with captions, `training` trains every part on them, `evaluate` measures the result, `cli`
+# is the command `sdjax`, and `data` holds the vocabulary of CLIP.
 #
 # ## Exercises
 #

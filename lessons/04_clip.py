@@ -45,8 +45,9 @@ print("tokens", tokens.shape, " places", places.shape, " the prompt", embedded.s
 print("ids", ids[0, :8], "...")
 
 # %% [markdown]
-# Without the second table *red cone on a blue cube* and *blue cone on a red cube* would be the same heap of words:
-# nothing that follows knows what stands where.
+# Without the second table *red cone on a blue cube* and *blue cone on a red cube* would be the same heap of words to
+# attention, which has no order of its own. Only the mask below, by which a row sees no more than what stands before
+# it, would give a little of it away.
 #
 # ## The causal mask
 #
@@ -421,9 +422,9 @@ show(figure, "Bars for the first nine places: of the last layer only the end tok
 # reads, are by-products there; one layer earlier each had a say.
 #
 # A large model can afford that. Ours could not: asked by the contrastive loss alone, its "left of" and "right of" ended
-# as nearly the same row, and no training of the UNet brought a solid to the right side. So its recipe also asks the
-# rows of the words: each has to tell, through one linear layer, of the solid that was named last, how it looks and on
-# which side of the scene it stands.
+# as nearly the same row, and no training of the UNet brought a solid to the right side. So its training also asked the
+# rows of the words: each had to tell, through one linear layer (in today's recipe in its first channels, as they
+# are), of the solid that was named last, how it looks and on which side of the scene it stands.
 #
 # **Predict:** two sentences, "left of" in one, "right of" in the other. In which rows do they differ now?
 

@@ -277,19 +277,20 @@ for name, result in kept.items():
           f"16 pixels and more away from it {psnr(result, picture, away):.1f} dB")
 show(plots.pictures([np.abs(k - picture).max(axis=-1) * outside for k in kept.values()],
                     [f"error, {name}" for name in kept], side=2.2),
-     "Maps of the error outside the hole: of the VAE alone, a faint trace of edges; of both ways of inpainting, much "
-     "the same, with something at the rim of the hole where new and old meet.")
+     "Maps of the error outside the hole: of the VAE alone, a faint trace of edges; of both ways of inpainting "
+     "more, with something at the rim of the hole where new and old meet.")
 pasted = sd9.inpaint(prompt, picture, mask, steps=steps, seed=seed, guidance_scale=guidance)
 assert (pasted[0][outside] == picture[outside]).all()
 assert psnr(theirs[0], picture, outside) < psnr(theirs[0], picture, away)
 
 # %% [markdown]
-# No: they have been through the VAE, which is not exact (lesson 2). Most is lost at the rim, where a painted cell
-# reaches beyond the mask, and the decoder looks beyond the cell; and a shadow that reached out of the hole has lost
-# what cast it. Even far away a little changes, where the latent is the picture's own: the decoder's norms and its
-# attention see the whole. Pasting back costs nothing and is the default here. The price is that the rim can show, since
-# on one side of it stand the decoder's pixels and on the other the picture's; paint programs soften the mask for that
-# reason.
+# No: they have been through the VAE, which is not exact (lesson 2). With blending most is lost at the rim, where a
+# painted cell reaches beyond the mask, and the decoder looks beyond the cell; and a shadow that reached out of the hole
+# has lost what cast it. Even far away, where the latent is the picture's own, the error is about twice the VAE's: the
+# decoder's norms and its attention see the whole. The network of nine channels draws the surroundings anew, from the
+# latent that it sees beside its own, and is off by about as much everywhere. Pasting back costs nothing and is the
+# default here. The price is that the rim can show, since on one side of it stand the decoder's pixels and on the other
+# the picture's; paint programs soften the mask for that reason.
 #
 # ## Exercises
 #

@@ -246,11 +246,12 @@ show(plots.pictures([p[detail] for p in (*foreseen[3], pair(3)[1])], [*(f"step {
 # It grows worse on the way, and that is how sampling should be. It draws *one* of the pictures that might be, and a
 # draw is as far from their mean as the truth is: by a perfect sampler twice the mean's squared error, 3 dB. Where a
 # small picture leaves much open, the mean is a blur and a draw is sharp, and no method has both, the least error and
-# pictures that look like true ones (arXiv:1711.06077). Our world leaves little open; most of what is doubled here is
-# what the network does not know. So an upscaler that is too far off is mended at its *first* steps: training that drew
-# the noisy timesteps more often took the one before this from 2.5 dB above bicubic to 3.4 (`weights/README.md`).
+# pictures that look like true ones (arXiv:1711.06077). Our world leaves little open; most of what is added here on the
+# way is what the network is unsure of. So an upscaler that is too far off is mended at its *first* steps: 2,500 steps
+# of further training, in which the noisy timesteps came more often, took the one before this from 2.5 dB above bicubic
+# to 3.4 (`weights/README.md`; how much more steps alone would have done was not measured).
 #
-# What did the words do? The small picture says nearly all of it:
+# What did the words do? The small picture says nearly all of it, unless they are wrong:
 
 # %%
 for said in (words, "", "a green cone at night"):
@@ -277,9 +278,9 @@ assert found["exact"][0] > found["exact"][-1]
 
 # %% [markdown]
 # A low level says: believe every pixel. A high level says: take this as a hint, and much of the picture is left to the
-# network. In our world that costs more than it gains, since the network knows what a floor looks like and passes over
-# grain at any level. For pictures of a richer world the default is 20; where a program drew or compressed them, people
-# take 100.
+# network. In our world that costs more than it gains: to the damaged picture a level of 20 does a little good, and not
+# more, since the network knows what a floor looks like and passes over grain at any level. For pictures of a richer
+# world the default is 20; where a program drew or compressed them, people take 100.
 #
 # Is it the number that does this, or the noise itself, which the network can see? Lie to it:
 
@@ -389,9 +390,9 @@ show(plots.pictures([r for p in ways.values() for r in (p, np.abs(p - wide[0]).m
      "line can run down the middle, with blending there is none.")
 
 # %% [markdown]
-# Here the number does not order them as one might guess: the small picture says nearly all, so that one noise or two
-# makes little difference. A tile's colours also depend on what else is in it, through its norms; blending removes
-# whatever step there is, which is why it is the safe way.
+# The number orders them as one would guess, but even the worst is hardly a seam, of a range of 2: the small picture
+# says nearly all, so that one noise or two makes little difference. A tile's colours also depend on what else is in it,
+# through its norms; blending removes whatever step there is, which is why it is the safe way.
 #
 # The package does the third. With its own tiles and weights (which fall off at all four sides) it gives our picture:
 
@@ -407,7 +408,8 @@ print(f"bicubic {psnr(plain, wide[0]):.1f} dB, two tiles {psnr(theirs, wide[0]):
 assert abs(psnr(theirs, wide[0]) - psnr(whole, wide[0])) < 2
 
 # %% [markdown]
-# Tiles cost nothing here, though the wide picture is a close-up, its solids twice as large as any in training.
+# Tiles cost next to nothing here. (The wide picture is a close-up: its solids, both small ones, are drawn twice as
+# large as such are in training.)
 #
 # A tile cannot know what its neighbour invents. It agrees with it as far as both see the same small picture and begin
 # in the same noise; where much is invented, at high noise levels, overlap and blending have more to hide.

@@ -223,17 +223,18 @@ guard("test_fifty_steps_start_at_981_and_end_at_1", "test_diffusion.py")
 #
 # The last step goes to the share $a_0$ of the first timestep, which is not quite 1: a little noise stays in the latent.
 #
-# **Predict:** which is larger, what remains of the noise with $a_0$, or a step of a picture in 8 bits?
+# **Predict:** does that change the picture by more than a step of 8 bits (root mean square)?
 
 # %%
 a_0 = float(right_plan.a_next[-1])
-print(f"a_0 = {a_0:.5f}: the last step leaves noise of {np.sqrt(1 - a_0):.3f}; a step of 8 bits is {2 / 255:.4f}")
-assert np.sqrt(1 - a_0) > 2 / 255
+print(f"a_0 = {a_0:.5f}: the last step leaves noise of {np.sqrt(1 - a_0):.3f} in latents that vary by about 1")
 wrong["DDIM ends at 1"] = draw(plan=right_plan._replace(a_next=np.append(right_plan.a_next[:-1], np.float32(1))))
-print(f"distance {distance(wrong['DDIM ends at 1']):.4f}")
+print(f"distance {distance(wrong['DDIM ends at 1']):.4f}; a step of 8 bits is {2 / 255:.4f}")
 guard("test_ddim_ends_at_the_first_alpha_where_the_others_end_at_1", "test_diffusion.py")
 
 # %% [markdown]
+# By less, here: nobody would see it. Whoever compares latents with those of another program does.
+#
 # ## 6. The end token
 #
 # A prompt of more than 75 tokens is cut, and the end token stands in the last place all the same. And what follows the

@@ -44,7 +44,7 @@ LOUD = 0.5
 CROP, SQUARES = 16, 0.52
 SECOND = 1_000_000  # added to the seed for those: another, or batches come again, and one that nobody will give next
 WHOLE = dataclasses.replace(UPSCALE, batch=8, learning_rate=1.5e-3, warmup=50, decay=0.9, ema=0.995)
-# The rate at which the autoencoder that ships went on by Muon (weights/README.md).
+# By this the autoencoder of weights/tiny-upscaler was made.
 VAE_RECIPE = dataclasses.replace(vae.RECIPE, steps=1400, learning_rate=2e-3, decay=0.8)
 
 
