@@ -215,12 +215,12 @@ show(plots.pictures([p for row in zip(*shown[:4]) for p in row],
      "Four scenes in three rows: blurred by the bicubic filter, drawn by the upscaler with sharp edges, and the truth.")
 
 # %% [markdown]
-# It wins neither, but look at what its error consists of. Bicubic is hardly wrong where nothing is to be seen, and
-# nowhere right at an edge; the upscaler decides where the edge runs, and is off by a little in between. An early
-# upscaler of ours was 2.4 dB *behind* the filter, hardly by its edges (a squared error of 0.0050 there, the
-# filter's 0.0043), but by being off by a little everywhere else (0.0010 against 0.00003, `weights/README.md`): flat
-# places are five pixels of six, and the filter has them for nothing. That is a common trap when super-resolution is
-# measured: the eye looks at edges, and to the decibel all pixels are alike.
+# The filter wins neither, but look at what its error consists of. Bicubic is hardly wrong where nothing is to be seen,
+# and nowhere right at an edge; the upscaler decides where the edge runs, and is off by a little in between. An early
+# upscaler of ours was 2.4 dB *behind* the filter, hardly by its edges (a squared error of 0.0050 there, the filter's
+# 0.0043), but by being off by a little everywhere else (0.0010 against 0.00003, `weights/README.md`): flat places are
+# five pixels of six, and the filter has them for nothing. That is a common trap when super-resolution is measured: the
+# eye looks at edges, and to the decibel all pixels are alike.
 #
 # ## The first guess and the last
 #

@@ -13,8 +13,8 @@ from sdjax.errors import InputError
 from sdjax.hardware import device_mesh, spread_rows
 
 PROMPTS = ["red", "a red cone", "e"]
-# A random network makes much of guidance, and guidance of rounding.
 TALK = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+# A random network makes much of guidance, and guidance of rounding.
 HOW = {"steps": 3, "seed": 7, "eta": 0.5, "guidance_scale": 2.0}
 
 

@@ -39,7 +39,7 @@ UPSCALE = Recipe(steps=5200, batch=16, learning_rate=3e-3, decay=0.7, muon=True,
 # the weights began at 0, as those of a hole do, the denoiser did not come to follow it.
 LOUD = 0.5
 # The upscaler first learns from squares of so many latents a side, a quarter of a picture, where there is most to be
-# seen, for this share of its steps (2,700); then from whole pictures, whose norms and borders the squares do not show,
+# seen, for this share of its steps (2,704); then from whole pictures, whose norms and borders the squares do not show,
 # fewer at a time, as each is four squares, and with a shorter average, as there are fewer steps.
 CROP, SQUARES = 16, 0.52
 SECOND = 1_000_000  # added to the seed for those: another, or batches come again, and one that nobody will give next
