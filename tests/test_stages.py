@@ -17,7 +17,8 @@ from sdjax import cli
 from sdjax.checkpoint import native, tree
 from sdjax.errors import InputError
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import clip, judge, stages, unet, vae
+from sdjax.training import clip, data, judge, stages, unet, vae
+from sdjax.training.parts import latents_of
 from sdjax.vae import Posterior
 
 STAGES = {"tokenizer": None, "vae": vae, "clip": clip, "unet": unet, "judge": judge}
@@ -48,14 +49,16 @@ def run(tmp_path_factory):
             if stage:
                 # Not by Muon, which takes longer to compile; tests/test_training.py has it on these networks.
                 patch.setattr(stage, "RECIPE", dataclasses.replace(stage.RECIPE, batch=BATCH, muon=False))
+            patch.setattr(vae, "WHOLE", dataclasses.replace(vae.WHOLE, batch=BATCH, muon=False))
             stages.run_stage(name, folder, steps=1, scenes=SCENES)
     return folder
 
 
 def test_every_stage_leaves_its_part_its_curve_and_what_it_drew(run):
-    for name in ("vae", "clip", "unet", "judge"):
+    for name in ("vae", "decoder", "clip", "unet", "judge"):
         assert (run / name / "loss.png").exists() and (run / name / "loss.csv").read_text().startswith("1,")
-    assert (run / "vae" / "000001.png").exists() and (run / "unet" / "000001.png").exists()
+    for name in ("vae", "decoder", "unet"):
+        assert (run / name / "000001.png").exists()
     sd = sdjax.load(run / "model")
     assert sd.config.vae.scale != small().vae.scale  # it was measured
     assert sd.txt2img("a red cube", steps=1).shape == (1, 128, 128, 3)
@@ -73,6 +76,22 @@ def test_latents_are_made_again_for_another_autoencoder_only(run, tmp_path, monk
     stages.write_module(run / "vae.safetensors", model(small()).vae.module, {"scale": "1.0"})
     stages.run_stage("unet", run, steps=1, scenes=SCENES, start=run / "model")
     assert len(made) == 1
+
+
+def test_a_decoder_goes_on_and_latents_stay_what_they_are(run, tmp_path, monkeypatch):
+    """So that what was trained on them, a denoiser, need not learn again; they are not even encoded again."""
+    monkeypatch.setattr(vae, "WHOLE", dataclasses.replace(vae.WHOLE, batch=BATCH, muon=False, warmup=0, ema=0.0))
+    stages.run_stage("vae", tmp_path / "on", steps=8, scenes=SCENES, start=run / "model", seed=1)
+    before, after = sdjax.load(run / "model"), sdjax.load(tmp_path / "on" / "model")
+    same(before, after, ("text_encoder", "unet", "image_encoder"))
+    assert after.config == before.config  # with the scale of the latents
+    pictures = data.to_float(data.pictures(run / "data", SCENES))
+    first, then = (sd.vae.encode(pictures).mean for sd in (before, after))
+    assert np.array_equal(first, then)
+    errors = [np.mean((np.asarray(sd.vae.decode(first)) - pictures) ** 2) for sd in (before, after)]
+    assert errors[1] < 0.9 * errors[0]
+    monkeypatch.setattr("sdjax.training.parts.encode", None)
+    latents_of(tmp_path / "on" / "data" / "latents.safetensors", after.vae.module, pictures)
 
 
 def wider(vocab_size=1024):

@@ -129,9 +129,11 @@ def train_clip(
 
 
 @train.command("vae")
-def train_vae(run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, seed: Seed = 0) -> None:
-    """Train the autoencoder."""
-    _stage("vae", run, steps, scenes, seed=seed)
+def train_vae(
+    run: Run = RUN, steps: StepsOf = None, scenes: Scenes = None, start: Start = None, seed: Seed = 0
+) -> None:
+    """Train the autoencoder, or the decoder of --start alone, whose latents stay: RUN/model."""
+    _stage("vae", run, steps, scenes, start, seed)
 
 
 @train.command("unet")

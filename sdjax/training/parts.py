@@ -35,8 +35,8 @@ def read_module(path: Path, stage: str, kind: type[nnx.Module], config: Any) -> 
 
 
 def latents_of(path: Path, coder: VAE, pictures: np.ndarray) -> Posterior:
-    """The posteriors of pictures, kept at `path`."""
-    made_of = tree.fingerprint(nnx.state(coder), len(pictures))
+    """The posteriors of pictures, kept at `path`, whatever decoder goes with them."""
+    made_of = tree.fingerprint(nnx.state(coder.encoder), nnx.state(coder.quant_conv), len(pictures))
     return Posterior(**kept(path, made_of, lambda: encode(coder, pictures)._asdict()))
 
 

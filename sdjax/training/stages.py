@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def run_stage(
     if name == "tokenizer":
         return train_tokenizer(run)
     train, recipe, most = {
-        "vae": (train_vae, vae.RECIPE, SCENES),
+        "vae": (partial(train_vae, start=start), vae.RECIPE, SCENES),
         "clip": (partial(train_clip, start=start), clip.RECIPE, SCENES),
         "unet": (partial(train_unet, start=start), unet.RECIPE, SCENES), "judge": (train_judge, judge.RECIPE, SCENES),
         "inpaint": (partial(conditioned.train_inpaint, start=start), conditioned.INPAINT, conditioned.SCENES),
@@ -80,22 +81,38 @@ def train_tokenizer(run: Path) -> None:
     Tokenizer.learn(corpus, MERGES).save(run / "tokenizer.json")
 
 
-def train_vae(run: Path, recipe: Recipe = vae.RECIPE, scenes: int = SCENES) -> None:
-    """Trains the autoencoder, draws what it rebuilds as it learns, and measures the scale of its latents.
+def train_vae(run: Path, recipe: Recipe = vae.RECIPE, scenes: int = SCENES, start: Path | None = None) -> None:
+    """Trains the autoencoder, then its decoder further, and measures the scale of its latents: RUN/vae.safetensors.
 
-    RUN/vae.safetensors.
+    What it rebuilds is drawn as it learns. `start` is a model whose decoder alone is gone on with, by `recipe.steps`,
+    and which is put together with it again: RUN/model.
     """
     pictures = data.pictures(run / "data", scenes)
     shown = pictures[:8]
 
-    def draw(step: int, coder: VAE) -> None:
+    def draw(folder: Path, step: int, coder: VAE) -> None:
         network = VAENetwork.of(coder)
         rebuilt = np.asarray(network.decode(network.encode(data.to_float(shown)).mean))
-        write_png(run / "vae" / f"{step:06}.png", grid(np.concatenate([shown, to_uint8(rebuilt)]), columns=8), None)
+        write_png(folder / f"{step:06}.png", grid(np.concatenate([shown, to_uint8(rebuilt)]), columns=8), None)
 
-    trained = vae.train(tiny().vae, pictures, run / "vae", recipe, watch=draw)
-    scale = vae.latent_scale(vae.encode(trained, pictures[:500]).mean)
+    def watched(folder: Path) -> dict[str, Any]:
+        return {"folder": folder, "watch": partial(draw, folder)}
+
+    whole = dataclasses.replace(vae.WHOLE, seed=recipe.seed)
+    if start is None:
+        first = dataclasses.replace(recipe, steps=max(1, round(vae.CROPS * recipe.steps)))
+        coder = vae.train(tiny().vae, pictures, recipe=first, **watched(run / "vae"))
+        whole = dataclasses.replace(whole, steps=max(1, recipe.steps - first.steps))
+    else:
+        begun = load(start)
+        coder, whole = begun.vae.module, dataclasses.replace(whole, steps=recipe.steps)
+    latents = latents_of(run / "data" / "latents.safetensors", coder, pictures)
+    scale = begun.config.vae.scale if start else vae.latent_scale(latents.mean[:500])
+    trained = vae.train_decoder(coder, latents, pictures, recipe=whole, **watched(run / "decoder"))
     write_module(run / "vae.safetensors", trained, {"scale": repr(scale)})
+    if start:
+        begun.vae = VAENetwork.of(trained)
+        native.save(begun, run / "model", "float16", replace=True)
 
 
 def train_clip(
