@@ -82,7 +82,7 @@ assert ids.shape == (COUNT, 12)
 # %% [markdown]
 # ## 3. The autoencoder
 #
-# `sdjax train vae` trains the convolutional one of lesson 2, a few minutes. A minute allows less, so here is a
+# `sdjax train vae` trains the convolutional one of lesson 2, some ten minutes. A minute allows less, so here is a
 # small autoencoder: cut the picture into squares of 4 x 4 pixels, 48 numbers each, and keep of each its coordinates
 # along the 8 directions in which such squares differ most. Those directions need no training: they are the first
 # principal components. The best *linear* autoencoder is a singular value decomposition.

@@ -24,7 +24,7 @@ WHOLE = Recipe(steps=600, batch=8, learning_rate=2e-3, warmup=50, decay=0.9, ema
 # (arXiv:1312.6114 equation 10). At 32 dB s^2 = 4e-3.2, and with z = 4, f = 8 that is 1e-4; a tenth of it
 # smooths the latents and costs little sharpness, in the spirit of LDM's 1e-6 (configs/autoencoder).
 KL_WEIGHT = 1e-5
-CROP = 64  # the network is convolutional: it learns from crops nearly all that it does on whole pictures
+CROP = 64  # the network is convolutional: it learns from crops most of what it does on whole pictures
 
 
 def train(
@@ -58,7 +58,7 @@ def train_decoder(
     vae: VAE, latents: Posterior, pictures: np.ndarray, folder: Path, recipe: Recipe = WHOLE,
     watch: Callable[[int, VAE], None] | None = None,
 ) -> VAE:
-    """The autoencoder after its decoder has seen whole pictures, whose norms are not those of crops.
+    """The autoencoder after its decoder has learned from whole pictures, as it is used; parts of one it knows less.
 
     `latents` are the unscaled posteriors of `pictures`, uint8 [n, H, W, 3]. They stay what they are, and so does every
     denoiser of them; Stability AI trained its second decoder for SD 1.x so (stabilityai/sd-vae-ft-mse, README).
