@@ -74,8 +74,8 @@ assert psnr.mean() > 25
 # %%
 worst = np.sqrt(error[n].mean(axis=-1))
 show(plots.pictures([pictures[n], rebuilt[n], worst], ["original", "rebuilt", "error"], side=2.4),
-     "The scene, the scene rebuilt, which looks the same but for softer edges, and the map of the error: bright along "
-     "the outlines and dark on plain surfaces.")
+     "The scene, the scene rebuilt, which looks the same, and the map of the error: bright along the outlines and dark "
+     "on plain surfaces.")
 
 # %%
 steep = np.abs(np.diff(pictures, axis=1))[:, :, :-1].mean(axis=-1) + np.abs(np.diff(pictures, axis=2))[:, :-1].mean(-1)
@@ -111,11 +111,11 @@ shown = np.log10(np.maximum(change, 1e-5))
 show(plots.pictures([rebuilt[n], np.asarray(sd.vae.decode(moved))[0], shown],
                     ["before", "one place changed", "change, logarithm"], side=2.4),
      "The scene, the scene with a spot at one place, and the logarithm of the change: strongest within a block, weaker "
-     "around it, slight everywhere.")
+     "around it, and slight elsewhere, most of it along outlines.")
 
 # %% [markdown]
-# Mostly its own block and its neighbours, and a little everywhere: convolutions reach a few places far, and the
-# decoder has one attention and norms over the whole picture.
+# Mostly its own block and its neighbours, and a little everywhere, most along outlines: convolutions reach a few
+# places far, and the decoder has one attention and norms over the whole picture.
 #
 # ## Halfway between two pictures
 #
@@ -303,7 +303,7 @@ forgotten = sd.vae.decode(scaled)[0]
 smaller = sd.vae.decode(posterior.mean[n : n + 1] * sd1().vae.scale)[0]
 show(plots.pictures([right_way, forgotten, smaller],
                     ["as it should be", f"{sd.config.vae.scale:.2f} of it", f"{sd1().vae.scale} of it"], side=2.4),
-     "Three pictures of one latent: right; with the division forgotten, in wrong colours but still to be recognised; "
+     "Three pictures of one latent: right; with the division forgotten, with halos and bent outlines; "
      "and with the scale of Stable Diffusion forgotten, of which little is left.")
 assert np.allclose(right_way, rebuilt[n], atol=1e-3)
 

@@ -217,7 +217,7 @@ def matrix(similarity, pictures, captions, title):
 
 show(matrix(similarity, pictures, captions, "cosine of each picture with each caption"),
      "Eight pictures down, their eight captions across: the cosines on the diagonal are the largest of their rows or "
-     "near it, and captions that share a colour or a shape are lighter than those that share nothing.")
+     "near it, and captions that share a colour or a shape tend to be redder than those that share nothing.")
 
 # %% [markdown]
 # On the diagonal. And the network reads two languages, so the same pictures find their Turkish captions too:

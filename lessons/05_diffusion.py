@@ -6,7 +6,7 @@
 # A diffusion model learns one thing: to look at a picture with noise in it and say what the noise is. Everything else
 # in this lesson is arithmetic around that sentence. We compute the noise schedule (nothing is a magic number), put
 # noise on a picture, see the three ways to ask the network for the same thing, and write the DDIM sampler by hand. At
-# the end ours and the package's agree to the last digits.
+# the end ours and the package's agree but for rounding.
 #
 # About 30 seconds and 1 GB on two cores.
 
@@ -162,7 +162,7 @@ rows = [sd.to_pictures(jnp.concatenate(z))  for z in ([z for _, z, _ in chosen],
 titles = [f"x after t = {t}" for t, _, _ in chosen] + ["foreseen x0"] * 5
 show(plots.pictures([*rows[0], *rows[1]], titles, columns=5),
      "Above, the noisy picture at five of twenty steps, from noise to a red sphere; below, the picture foreseen at "
-     "each: blurred and right in colour at first, sharp at the end.")
+     "each: blurred at first, but red already, and sharp at the end.")
 
 # %% [markdown]
 # The package does the same steps in one compiled loop. Ours should agree but for rounding:

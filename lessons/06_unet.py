@@ -331,7 +331,8 @@ assert errors["without 16 x 16"] > errors["without 4 x 4"] and errors["without 1
 decoded = sd.to_pictures(jnp.concatenate([noisy[:1], *(f[:1] for f in foreseen.values())]))
 show(plots.pictures([pictures[0], *decoded], ["the picture", f"noisy, t = {truth}", *cuts], columns=7, side=1.5),
      f"The picture, {describe(scenes[0])}; its noisy latent as a picture; and what the network foresees of it with all "
-     "skips, which is close to the picture, and with some of them cut: without the finest ones little is right.")
+     "skips, which is close to the picture, and with some of them cut: without the finest ones noise stays, "
+     "as blots, and without any the solid falls apart.")
 
 # %% [markdown]
 # The finest. What the network must say, the noise, is different at every place, and nothing of that fits through 4 x 4

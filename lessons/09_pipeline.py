@@ -104,7 +104,7 @@ drawn = {(name, n): walked(prompt, sampler=name, steps=n, seed=seed)[0]
          for name in samplers.SAMPLERS for n in counts}
 show(plots.pictures(list(drawn.values()), [f"{name}, {n} steps" for name, n in drawn], columns=3, side=1.6),
      "A row for each sampler, at 5, 10 and 20 steps. Each of the first three, ddim, euler and dpmpp_2m, nears one "
-     "picture as the steps grow; ddpm, which adds noise, draws a slightly different one for each number.")
+     "picture as the steps grow; ddpm, which adds noise, draws a different one for each number.")
 
 # %% [markdown]
 # The first three are ways to walk one and the same curve from the noise to a picture, so that with more steps they come
