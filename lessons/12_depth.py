@@ -398,8 +398,8 @@ show(plots.pictures([near, *drawn[1.0], picture, *drawn[0.5]],
 
 # %% [markdown]
 # At strength 1 the colour is the one asked for. At 0.5 it mostly is not: of what that walk begins with, more than half
-# of the amplitude is still the old picture, and the old colour stays whatever the words say. Shape and colour are held
-# together.
+# of the amplitude is still the old picture, and most of the old colour stays: green and yellow came out blue, and red a
+# mixture. Shape and colour are held together.
 #
 # MiDaS can read the depth back from what was drawn. How well does it agree with what was asked for?
 #

@@ -336,7 +336,7 @@ figure = plots.figure(5, 2.4)
 axes = figure.add_subplot(xlabel="MB beside inputs and result", title="attention at the finest level of SD 1.5")
 axes.barh(list(needs), [need / 2**20 for need in needs.values()])
 axes.invert_yaxis()
-show(figure, "Three bars: plain attention needs over half a gigabyte of scratch memory, rows a share, blocks less.")
+show(figure, "Three bars: plain attention needs a gigabyte of scratch memory, rows a share, blocks less.")
 
 # %%
 took = medians({name: partial(jax.jit(way), q, k, v) for name, way in ways.items()})

@@ -187,7 +187,8 @@ assert psnr["padded on all sides"] < psnr["right"] - 3
 show(plots.pictures([picture, *rebuilt.values(), *error.values()],
                     ["the picture", *rebuilt, "error, right", "error, all sides"]),
      f"A render of {describe(scene)}; rebuilt by the right VAE and by one whose encoder pads on all sides; and both "
-     "errors: with the wrong padding every edge stands out, since the picture has moved.")
+     "errors, each in its own range: thin lines at edges with the right VAE, wide bands with the wrong padding, since "
+     "the picture has moved.")
 guard("test_downsampling_pads_bottom_and_right_only_where_the_unet_pads_all_sides", "test_vae.py")
 
 # %% [markdown]
@@ -280,14 +281,15 @@ guard("test_a_longer_prompt_keeps_the_end_token_and_says_which_words_were_cut", 
 shown = [right, *wrong.values(), np.zeros_like(right[..., 0]), *(np.abs(p - right).mean(-1) for p in wrong.values())]
 titles = ["right", *wrong, "no difference", *(f"distance {distance(p):.3f}" for p in wrong.values())]
 show(plots.pictures(shown, titles, columns=1 + len(wrong), side=1.75),
-     "Above, the right picture and one for each broken constant, all of them pictures that could pass; below, where "
-     "each differs from the right one, in shades of its own range.")
+     "Above, the right picture and one for each broken constant: four that nobody could tell from it, one with its "
+     "sphere elsewhere and dented, one with solids too many; below, where each differs from the right one, in shades "
+     "of its own range.")
 assert all(distance(p) > 0 for p in wrong.values())
 for name, p in sorted(wrong.items(), key=lambda item: distance(item[1])):
     print(f"{name:<24}{distance(p):.6f}")
 
 # %% [markdown]
-# No error was raised anywhere, and every one of these is a picture. So an eye does not find such mistakes, and neither
+# No error was raised anywhere, and every one of these is a picture. So an eye does not find most such mistakes, nor
 # does a test with a loose tolerance. The tests named above hold literal numbers or whole tensors of another program
 # against ours, and those of the networks make the mistake on purpose, to see that it would be found.
 #
