@@ -19,6 +19,8 @@ from sdjax.vae import VAE, Decoder, Posterior
 # Muon came to 2 dB more than AdamW in as many steps (weights/README.md).
 RECIPE = Recipe(steps=1300, batch=16, learning_rate=4e-3, warmup=100, decay=0.5, muon=True)
 CROPS = 0.54  # of these steps (700); the others are for the decoder alone, of whole pictures and by another recipe
+# Half as many at once, since a whole picture is four crops; half the rate and a shorter average, since it goes on from
+# there for fewer steps.
 WHOLE = Recipe(steps=600, batch=8, learning_rate=2e-3, warmup=50, decay=0.9, ema=0.995, muon=True)
 # A Gaussian decoder of variance s^2 weighs the mean KL by 2 s^2 z / (3 f^2) against the mean squared error
 # (arXiv:1312.6114 equation 10). At 32 dB s^2 = 4e-3.2, and with z = 4, f = 8 that is 1e-4; a tenth of it
