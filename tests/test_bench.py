@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from small_models import OPENCLIP, model
 
 from sdjax import bench
@@ -77,11 +77,22 @@ def test_every_row_is_the_work_over_the_median_and_survives_json(monkeypatch):
     assert report["settings"]["processor"] and report["settings"]["XLA_FLAGS"]  # conftest.py has set some
 
 
-def test_to_compile_means_to_compile_also_where_a_cache_was_in_use_before():
+@pytest.fixture
+def own_cache(tmp_path):
+    """A cache of compiled programs for one test alone: the other workers write into the one that all share."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def test_to_compile_means_to_compile_also_where_a_cache_was_in_use_before(own_cache):
     """JAX remembers from its first compilation on whether there is a cache."""
     def cached(number):
         jax.jit(lambda x: x * number)(1.0)
-        return {path.name for path in Path(jax.config.jax_compilation_cache_dir).iterdir()}
+        return {path.name for path in own_cache.iterdir()}
 
     before = cached(12345.0)
     assert before
