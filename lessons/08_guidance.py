@@ -216,7 +216,7 @@ assert spread[1:] == sorted(spread[1:]) and spread[1] < 1 < spread[-1]
 # sphere here, and here, and here", before anything is decided. If the later steps cannot settle on one of the places,
 # each of those that are merely likely gets a solid. (That was for long the commonest mistake of the small model, at any
 # scale. No training picture has the same solid twice, so it had never seen what to do with two faint ones; its last
-# training showed it, `weights/README.md`.) The captions of our world are true and nearly always name every colour and
+# training showed it, `weights/HISTORY.md`.) The captions of our world are true and nearly always name every colour and
 # shape, so $c$ and $u$ lie far apart and little is needed. Captions of the web say little (seed line 11): there the
 # difference is small, and it takes more to be heard. So the scale belongs to the model, and is a part of its
 # configuration.

@@ -218,7 +218,7 @@ show(plots.pictures([p for row in zip(*shown[:4]) for p in row],
 # The filter wins neither, but look at what its error consists of. Bicubic is hardly wrong where nothing is to be seen,
 # and nowhere right at an edge; the upscaler decides where the edge runs, and is off by a little in between. An early
 # upscaler of ours was 2.4 dB *behind* the filter, hardly by its edges (a squared error of 0.0050 there, the filter's
-# 0.0043), but by being off by a little everywhere else (0.0010 against 0.00003, `weights/README.md`): flat places are
+# 0.0043), but by being off by a little everywhere else (0.0010 against 0.00003, `weights/HISTORY.md`): flat places are
 # five pixels of six, and the filter has them for nothing. That is a common trap when super-resolution is measured: the
 # eye looks at edges, and to the decibel all pixels are alike.
 #
@@ -249,7 +249,7 @@ show(plots.pictures([p[detail] for p in (*foreseen[3], pair(3)[1])], [*(f"step {
 # pictures that look like true ones (arXiv:1711.06077). Our world leaves little open; most of what is added here on the
 # way is what the network is unsure of. So an upscaler that is too far off is mended at its *first* steps: 2,500 steps
 # of further training, in which the noisy timesteps came more often, took the one before this from 2.5 dB above bicubic
-# to 3.4 (`weights/README.md`; how much more steps alone would have done was not measured).
+# to 3.4 (`weights/HISTORY.md`; how much more steps alone would have done was not measured).
 #
 # What did the words do? The small picture says nearly all of it, unless they are wrong:
 

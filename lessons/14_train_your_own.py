@@ -8,8 +8,8 @@
 # CLIP, a denoiser, and the pipeline around them. It is the recipe of the small model, stage by stage, on a world of
 # eight captions at 32 pixels, so that it is done in a minute or two. Beside each stage stands the command that does the
 # same at full size; all of them together are `make weights`, about an hour and a half at most on two cores
-# (`weights/README.md` says what comes of it, and how the weights that ship were made, whose denoiser is wider, by
-# earlier recipes and many more steps).
+# (`weights/README.md` says what comes of it, `weights/HISTORY.md` how the weights that ship were made, whose denoiser
+# is wider, by earlier recipes and many more steps).
 #
 # About 70 seconds and 1.6 GB on two cores.
 

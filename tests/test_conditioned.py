@@ -178,7 +178,7 @@ def test_the_upscalers_denoiser_is_shown_scaled_latents_and_a_noised_small_pictu
     unet.train(
         sd.config.unet, sd.config.diffusion, sd.text_encoder.module, sd.tokenizer,
         Posterior(mean, np.full_like(mean, -60.0)), 0.5, None, dataclasses.replace(unet.RECIPE, batch=rows),
-        start=Blind(), beside=small, low_res=UPSCALER.low_res,
+        start=Blind(), beside=small, low_res=UPSCALER.low_res, lean=unet.LEAN,
     )
     loss = kept["loss"](kept["start"], kept["text"], jax.tree.map(jnp.asarray, kept["batch"]), jax.random.key(0))
     x, t, level = SHOWN.pop()

@@ -156,6 +156,7 @@ def _train(
     trained = unet.train(
         config.unet, config.diffusion, base.text_encoder.module, base.tokenizer, latents, config.vae.scale,
         folder / name, recipe, start=begun, beside=beside, low_res=config.low_res, crop=crop,
+        lean=unet.LEAN if config.low_res else 1.0,
         watch=lambda step, denoiser: _draw(assembled(denoiser), folder / name / f"{step:06}.png"),
     )
     return assembled(trained)

@@ -34,7 +34,7 @@ def timesteps(key: jax.Array, count: int, diffusion: DiffusionConfig, lean: floa
     """Timesteps int32 [count] to learn at: each is uniform, and together they are spread evenly.
 
     A batch then sees every level of noise, and its loss says less about which it drew: arXiv:2107.00630 appendix I.1.
-    With `lean` above 1 they lean towards noise: t / T has the density lean (t / T)^(lean - 1).
+    With `lean` above 1 they lean towards noise, below away from it: t / T has the density lean (t / T)^(lean - 1).
     """
     share = (jax.random.uniform(key) + jnp.arange(count) / count) % 1.0
     return (diffusion.train_steps * share ** (1.0 / lean)).astype(jnp.int32)
@@ -78,12 +78,14 @@ def train(
     latents: Posterior, scale: float, folder: Path, recipe: Recipe = RECIPE,
     watch: Callable[[int, UNet], None] | None = None, start: UNet | None = None, beside: np.ndarray | None = None,
     low_res: DiffusionConfig | None = None, crop: int | None = None, misleading: Sequence[Misleading] = (),
+    lean: float = 1.0,
 ) -> UNet:
     """The trained denoiser; `latents` are the unscaled posteriors of scenes 0 to n of the training split.
 
     `watch(step, unet)` gets the averaged network at every checkpoint; `start` is a network to begin with; `beside`
     [n, h, w, k] are the channels that it sees beside the latents, noised by the schedule `low_res` where there is one;
-    with `crop` it learns from squares of that side; in some pictures of a batch it sees `misleading` states.
+    with `crop` it learns from squares of that side; in some pictures of a batch it sees `misleading` states; timesteps
+    `lean` towards noise above 1, away from it below.
     """
     graph, parameters = nnx.split(start or UNet(config, rngs=nnx.Rngs(recipe.seed)))
     text_graph, text_parameters = nnx.split(text_encoder)
@@ -103,7 +105,7 @@ def train(
         of_latent, of_noise, of_time = jax.random.split(key, 3)
         x0 = scale * Posterior(batch["mean"], batch["log_variance"]).sample(of_latent)
         eps = jax.random.normal(of_noise, x0.shape)
-        t = timesteps(of_time, len(x0), diffusion, 1.0 if low_res is None else LEAN)
+        t = timesteps(of_time, len(x0), diffusion, lean)
         for i, states in enumerate(misleading):
             eps, t = states.noise(x0, eps, t, batch, jax.random.fold_in(key, 2 + i), scale, diffusion)
         text = nnx.merge(text_graph, text_parameters)(batch["ids"])

@@ -16,7 +16,7 @@ from sdjax.training.data import step_rng, to_float
 from sdjax.training.loop import Recipe, fit
 from sdjax.vae import VAE, Decoder, Posterior
 
-# Muon came to 2 dB more than AdamW in as many steps (weights/README.md).
+# Muon came to 2 dB more than AdamW in as many steps (weights/HISTORY.md).
 RECIPE = Recipe(steps=1300, batch=16, learning_rate=4e-3, warmup=100, decay=0.5, muon=True)
 CROPS = 0.54  # of these steps (700); the others are for the decoder alone, of whole pictures and by another recipe
 # Half as many at once, since a whole picture is four crops; half the rate and a shorter average, since it goes on from
