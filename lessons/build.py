@@ -31,16 +31,17 @@ from nbformat import NotebookNode
 INDEX = """# Lessons
 
 `make notebook` opens them in the browser, `make lessons` runs them all. Each stands alone, on the weights that ship
-with the project, and ends with exercises that say what is wrong with an answer; solutions are in
-[`solutions/`](solutions). `NN_name.py` is the source, from which `python lessons/build.py` makes the notebook, this
-page and its pictures. On Colab, put this cell first, with the address that you have the project from:
+with the project, and ends with exercises that check an answer and say what is wrong with it; solutions are in
+[`solutions/`](solutions). `NN_name.py` is the source, from which `.venv/bin/python lessons/build.py` makes the
+notebook, this page and its pictures. "Seed line N" is line N of the note on Stable Diffusion from which this course
+began, "Design card" the card beside it. On Colab, put this cell first, with the address that you have the project from:
 
 ```
 !git clone --depth 1 ADDRESS sdjax && pip install --quiet "./sdjax[lessons]"
 %cd sdjax/lessons
 ```
 
-Times are those of the machine that made each, all of 2 cores, some twice as fast as others.
+Times were measured on different machines of 2 cores, some twice as fast as others.
 
 | | lesson | time |
 |---|---|---|

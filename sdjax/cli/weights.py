@@ -43,7 +43,7 @@ def info(path: Annotated[Path, typer.Argument(help="Weights: a folder or a .safe
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(help="sd15, sd21-base or sd21.")],
-    folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("weights"),
+    folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("models"),
 ) -> None:
     """Fetch a released model and check its sha256 (needs the `hub` extra)."""
     from sdjax.checkpoint.hub import download as run

@@ -3,7 +3,7 @@
     python tests/benchmarks/memory.py [MODEL WAY]      (MODEL and WAY as in BOUNDS; all in turn without)
 
 The small models that ship, and released architectures with random weights, float32 on the CPU, each in a process of its
-own, whose largest resident size the system keeps. Fails where one takes more than its bound, which README states.
+own, whose largest resident size the system keeps. Fails where one takes more than its bound, which README.md has.
 """
 
 from __future__ import annotations
