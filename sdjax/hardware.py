@@ -67,6 +67,16 @@ def prepare() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def require_device() -> None:
+    """InputError where JAX finds no device to compute on, such as none of the kind that JAX_PLATFORMS asks for."""
+    try:
+        jax.devices()
+    except Exception as error:  # a missing plugin, library or card: each raises its own, one an AssertionError
+        asked = os.environ.get("JAX_PLATFORMS") or "not set"
+        reason = str(error) or type(error).__name__
+        raise InputError(f"JAX_PLATFORMS: is {asked}, and no device is there; cpu always is ({reason})") from error
+
+
 PICTURES = "pictures"  # the only axis of a mesh: a batch is cut along it
 
 

@@ -170,11 +170,14 @@ def write_png(path: str | Path, picture: ArrayLike, parameters: Mapping[str, Any
     """Writes a uint8 picture [H, W, 3] as a PNG that appears whole or not at all.
 
     `parameters`: the settings that made it, under the argument names of txt2img, JSON values only; None
-    leaves them out. InputError if it cannot be written, or `path` does not end in .png.
+    leaves them out. InputError if it cannot be written, is of another dtype, or `path` does not end in .png.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: pictures are written as PNG, expected a name that ends in .png")
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8:
+        raise InputError(f"{path}: the picture holds {picture.dtype}, expected uint8; to_uint8 makes it of [-1, 1]")
     chunks = PngImagePlugin.PngInfo()
     if parameters is not None:
         # Half a UTF-16 pair (a file name's bad byte, from a shell) has no UTF-8: "?" here, exact in the JSON.
@@ -182,7 +185,7 @@ def write_png(path: str | Path, picture: ArrayLike, parameters: Mapping[str, Any
         chunks.add_text(INFOTEXT_KEY, readable)
         chunks.add_text(SETTINGS_KEY, json.dumps(dict(parameters)))
     with written_whole(path) as part:
-        Image.fromarray(np.asarray(picture)).save(part, "PNG", pnginfo=chunks)
+        Image.fromarray(picture).save(part, "PNG", pnginfo=chunks)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

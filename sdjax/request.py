@@ -230,6 +230,8 @@ def _last_share(table: Plan, strength: float) -> Plan:
     if not (_is_number(strength) and 0.0 <= strength <= 1.0):
         raise InputError(f"strength: found {strength}, expected a number from 0 to 1")
     left_out = len(table.t) - min(int(len(table.t) * strength), len(table.t))
+    if strength and left_out == len(table.t):
+        warnings.warn(f"strength: {strength} of {left_out} steps is less than one, so that none is taken", stacklevel=4)
     table = Plan(*(column[left_out:] for column in table))
     if len(table.t):
         table.a_last[0] = 0.0  # a multistep solver has no step before this one
@@ -275,6 +277,8 @@ def _settings(
             raise InputError(f"{name}: found {found}, expected {expected}")
     guidance_scale = sd.config.guidance if guidance_scale is None else guidance_scale
     require_settings(sd.config, n, steps, guidance_scale, seed, num_images, first_image, sampler, eta)
+    if guidance_scale == 1.0 and any(negatives):
+        warnings.warn("negative_prompt: at guidance 1 it is not heard", stacklevel=4)
     rows = [prompts] if guidance_scale == 1.0 else [negatives, prompts]
     hidden = [sd.text_encoder(np.repeat(sd.tokenizer(row), num_images, axis=0)) for row in rows]
     job = {

@@ -43,7 +43,7 @@ def run(monkeypatch, capsys, tmp_path):
     from sdjax import cli  # after the hook above
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.common, "prepare", lambda: None)
+    monkeypatch.setattr(cli.common, "prepare", lambda **options: None)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sdjax", *arguments])

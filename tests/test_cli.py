@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from small_models import DEPTH, model
 
 from sdjax import cli
 from sdjax.config import GUIDANCE
@@ -48,6 +52,7 @@ from sdjax.images import read_settings, write_png
         (["txt2img", "--prompts", "lines.jsonl", "--out", "in.jpg"], "expected a .png file or a folder"),
         (["txt2img", "--prompts", "lines.jsonl", "--first", "2147483648"], "line 1 is picture 2147483648"),
         (["bench", "--size", "0x0"], "--size: found 0x0"),
+        (["bench", "--out", "."], "is a folder, expected a file"),
         (["bench", "weights", "--random", "sd1"], "give one of the two"),
         (["txt2img", "a", "--colour", "red"], "No such option"),
         (["img2img", "a"], "--image: missing"),
@@ -122,6 +127,8 @@ def test_a_picture_is_drawn_and_says_where_and_repeats_itself(run):
 def test_metadata_can_be_left_out(run):
     assert run("txt2img", "", "--steps", "1", "--no-metadata", "--out", "bare.png")[0] == 0
     assert not Image.open("bare.png").info
+    # Nor does the name tell what was asked for.
+    assert run("txt2img", "a cube", "--steps", "1", "--no-metadata", "--out", "bare")[1] == "bare/0001-picture.png\n"
 
 
 def test_the_parameters_key_is_what_other_tools_read(run):
@@ -176,7 +183,7 @@ def test_a_picture_remembers_its_dtype_and_its_weights(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("guidance_scale", "a"), ("steps", 2.5), ("seed", True), ("fit", [64]), ("fit", ["a", "b"]), ("fit", [-8, 8]),
-     ("fit", 5), ("prompt", None), ("strength", None), ("dtype", 5)],
+     ("fit", 5), ("fit", [8, 10**12]), ("prompt", None), ("strength", None), ("dtype", 5)],
 )
 def test_a_picture_whose_settings_cannot_be_is_refused(run, name, value):
     settings = {"command": "img2img", "prompt": "a", name: value}
@@ -185,9 +192,22 @@ def test_a_picture_whose_settings_cannot_be_is_refused(run, name, value):
     assert code == 2 and f"made.png: remembers {name} as" in err and "Traceback" not in err
 
 
-def test_a_picture_that_no_command_made_says_so(run):
-    write_png("made.png", np.zeros((8, 8, 3), np.uint8), {"prompt": "a"})
+@pytest.mark.parametrize("settings", [{}, {"command": []}, {"command": {}}, {"command": "paint"}])
+def test_a_picture_that_no_command_made_says_so(run, settings):
+    write_png("made.png", np.zeros((8, 8, 3), np.uint8), {"prompt": "a"} | settings)
     assert "made.png: was made by no command" in run("txt2img", "--like", "made.png")[2]
+
+
+def test_weights_are_told_apart_by_every_network_that_draws(run):
+    """A model whose decoder was trained further draws other pictures, though its denoiser is the same."""
+    own = cli.common.weights_id(model(DEPTH))
+    for name in ("text_encoder", "unet", "vae", "depth_estimator"):
+        other = model(DEPTH)
+        network = getattr(other, name)
+        network.state = jax.tree.map(lambda leaf: leaf / 2, network.state)
+        assert cli.common.weights_id(other) != own, name
+    write_png("made.png", np.zeros((8, 8, 3), np.uint8), {"command": "txt2img", "prompt": "a", "weights": "of another"})
+    assert "--like: made with None weights of another" in run("txt2img", "--like", "made.png")[2]
 
 
 def test_two_that_draw_at_once_take_numbers_of_their_own(tmp_path):
@@ -239,6 +259,30 @@ def test_help_names_every_command(run):
         assert len(commands) > 6
         for name in (c.name or c.callback.__name__ for c in commands):
             assert re.search(rf"^\s*{name}\s", out, re.MULTILINE), name
+
+
+def test_a_path_that_the_terminal_has_no_letters_for_is_still_printed(run, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(cli.drawing, "draw", lambda *given: print("küp-kırmızı.png"))
+    monkeypatch.setattr(sys, "argv", ["sdjax", "txt2img", "a"])
+    monkeypatch.setattr(sys, "stdout", out)
+    cli.main()
+    out.flush()
+    assert out.buffer.getvalue().decode("latin-1").strip() == "küp-k\\u0131rm\\u0131z\\u0131.png"
+
+
+def test_no_prompt_comes_in_where_standard_input_is_closed(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = run("txt2img", "-")
+    assert code == 2 and err.startswith("sdjax: prompt: nothing comes in") and err.count("\n") == 1
+
+
+def test_a_setting_that_does_nothing_is_said_to(run):
+    Image.new("RGB", (16, 16)).save("grey.png")
+    given = ("--image", "grey.png", "--steps", "1", "--out", "out.png")
+    assert "sdjax: strength: 0.7 of 1 steps is less than one, so that none is taken\n" in run("img2img", "a", *given)[2]
+    assert "strength" not in run("img2img", "a", *given, "--strength", "0")[2]
+    assert "sdjax: negative_prompt: at guidance 1 it is not" in run("upscale", "a", *given, "--negative", "b")[2]
 
 
 def test_a_warning_is_one_line_too(run, monkeypatch):

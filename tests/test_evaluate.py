@@ -1,5 +1,6 @@
 """The table of figures: its intervals, and that models of known quality get what they deserve."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from sdjax.evaluate import evaluate, paired, table, wilson
 from sdjax.evaluate.trial import mean
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import Scene, describe, is_held_out, render, scene_at
-from sdjax.toyworld.judge import Judge, Seen, middle
+from sdjax.toyworld.judge import SIZE, Judge, Seen, middle
 
 PROMPTS = 6
 
@@ -42,7 +43,7 @@ class Stub:
 
 
 class StubModel(Stub, StableDiffusion):
-    config = sd1()
+    config = dataclasses.replace(sd1(), image_size=SIZE)
 
 
 class CodeReader(Stub, Judge):
@@ -65,6 +66,14 @@ class Painter(StubModel):
     def txt2img(self, prompts, **options):
         self.asked.append((list(prompts), options))
         return np.stack([code(self.known.get(prompt, SCENES[0])) for prompt in prompts])
+
+
+def test_a_model_of_another_size_is_refused_before_it_draws():
+    painter = Painter()
+    painter.config = sd1()
+    with pytest.raises(InputError, match="model: found pictures of 512 pixels, expected 128, which the judge reads"):
+        figures(painter, "one")
+    assert painter.asked == []
 
 
 def values(report):

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from sdjax import hardware
+from sdjax.errors import InputError
 
 
 @pytest.fixture
@@ -48,6 +49,16 @@ def test_the_flag_is_set_only_where_it_is_known_and_never_over_the_users_own(
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     hardware.quiet_cpu()
     assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    def devices():
+        raise AssertionError  # what jax 0.10.2 raises without its CUDA plugin
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(InputError, match="JAX_PLATFORMS: is cuda, and no device is there"):
+        hardware.require_device()
 
 
 def test_where_there_is_no_home_programs_are_compiled_each_time(settings, monkeypatch):

@@ -288,6 +288,8 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
             write_png(path, picture, None)
     with pytest.raises(InputError, match="a name that ends in .png"):
         write_png(tmp_path / "p.jpg", picture, None)
+    with pytest.raises(InputError, match="holds float32, expected uint8; to_uint8 makes it"):
+        write_png(tmp_path / "p.png", picture.astype(np.float32), None)
     assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]
 
 

@@ -85,13 +85,17 @@ def test_a_decoder_goes_on_and_latents_stay_what_they_are(run, tmp_path, monkeyp
     before, after = sdjax.load(run / "model"), sdjax.load(tmp_path / "on" / "model")
     same(before, after, ("text_encoder", "unet", "image_encoder"))
     assert after.config == before.config  # with the scale of the latents
-    pictures = data.to_float(data.pictures(run / "data", SCENES))
+    drawn = data.pictures(run / "data", SCENES)
+    pictures = data.to_float(drawn)
     first, then = (sd.vae.encode(pictures).mean for sd in (before, after))
     assert np.array_equal(first, then)
     errors = [np.mean((np.asarray(sd.vae.decode(first)) - pictures) ** 2) for sd in (before, after)]
     assert errors[1] < 0.9 * errors[0]
     monkeypatch.setattr("sdjax.training.parts.encode", None)
-    latents_of(tmp_path / "on" / "data" / "latents.safetensors", after.vae.module, pictures)
+    kept = tmp_path / "on" / "data" / "latents.safetensors"
+    latents_of(kept, after.vae.module, drawn)
+    with pytest.raises(TypeError):  # but those of other pictures are, such as another renderer draws
+        latents_of(kept, after.vae.module, drawn[::-1])
 
 
 def wider(vocab_size=1024):
@@ -136,6 +140,15 @@ def test_a_denoiser_that_predicts_something_else_is_not_gone_on_with(run, tmp_pa
     sd = sdjax.load(run / "model", prediction="eps")
     sdjax.save(sd, tmp_path / "base")
     with pytest.raises(InputError, match="its diffusion is"):
+        stages.run_stage("unet", tmp_path / "on", steps=1, scenes=SCENES, start=tmp_path / "base")
+
+
+def test_a_model_without_an_image_encoder_is_not_gone_on_with(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "tiny", small)
+    sd = sdjax.load(run / "model")
+    sd.image_encoder, sd.config = None, dataclasses.replace(sd.config, vision=None)
+    sdjax.save(sd, tmp_path / "base")
+    with pytest.raises(InputError, match="its vision is None"):
         stages.run_stage("unet", tmp_path / "on", steps=1, scenes=SCENES, start=tmp_path / "base")
 
 

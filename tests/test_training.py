@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -320,6 +321,18 @@ def test_pictures_that_are_damaged_or_of_other_scenes_are_drawn_anew(tmp_path, h
     first = np.array(pictures(tmp_path, 3))
     harm(next(tmp_path.glob("*.npy")))
     assert np.array_equal(pictures(tmp_path, 3), first)
+
+
+def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path):
+    """A mapped file would be as long as it is going to be at once, and the process end at the first page too many."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"train-9.npy: cannot be written \(File too large\)"):
+            pictures(tmp_path, 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kernels_begin_as_flax_would_draw_them():

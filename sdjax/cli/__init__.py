@@ -21,6 +21,8 @@ for part in (draw, weights, toyworld, bench):
 
 def main() -> None:
     """Runs the command line: 0 when done, 2 with one line on stderr for wrong input, 130 when interrupted."""
+    if sys.stdout and sys.stdout.errors == "strict":  # a path that Latin-1 has no letters for is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *where: print(f"sdjax: {message}", file=sys.stderr)
     try:
         if app(standalone_mode=False) == 130:  # typer gives this back where Ctrl-C was pressed, and raises nothing

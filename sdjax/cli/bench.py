@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -42,11 +41,12 @@ def bench(
     pixels = common.read_size(size)
     if random and model:
         raise InputError("--random: stands in for weights; give one of the two")
+    if out:
+        common.require_file(out)  # before the work
     common.prepare()
     import sdjax
     from sdjax import bench as figures
     from sdjax import config
-    from sdjax.files import written_whole
     from sdjax.hardware import as_dtype
 
     if random:
@@ -56,5 +56,4 @@ def bench(
     report = figures.bench(sd, size=pixels, batch=batch, steps=steps, rounds=rounds)
     print(figures.table(report))
     if out:
-        with written_whole(out) as part:
-            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        common.write_report(out, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from enum import StrEnum
@@ -29,11 +30,16 @@ def default_model(command: str = "txt2img") -> Path:
     return shipped(OWN.get(command, "tiny"))
 
 
-def prepare() -> None:
-    """Sets up JAX before it is first used: a CPU flag, and a cache of compiled programs of the user's own."""
-    from sdjax.hardware import prepare as set_up
+def prepare(meeting: bool = False) -> None:
+    """Sets up JAX before it is first used: a CPU flag, and a cache of compiled programs of the user's own.
 
-    set_up()
+    InputError where there is no device; processes that are `meeting` others must not look for one before.
+    """
+    from sdjax import hardware
+
+    hardware.prepare()
+    if not meeting:
+        hardware.require_device()
 
 
 def save(path: Path, picture: Any, sd: Any, settings: dict[str, Any] | None) -> None:
@@ -47,16 +53,17 @@ def save(path: Path, picture: Any, sd: Any, settings: dict[str, Any] | None) -> 
 
 
 def weights_id(sd: Any) -> str:
-    """Ten hex digits that tell a denoiser's weights from others, in the dtype that they are in.
+    """Ten hex digits that tell the weights which draw from others, in the dtype that they are in.
 
-    A hash of sixteen of its tensors, evenly through the network: of all of SD 1.x's it would take seconds.
+    A hash of sixteen tensors of each network, evenly through it: of all of SD 1.x's it would take seconds.
     """
     import jax
 
     from sdjax.checkpoint.tree import fingerprint
 
-    leaves = jax.tree.leaves(sd.unet.state)
-    return fingerprint(leaves[:: max(1, len(leaves) // 16)])[:10]
+    drawing = [sd.text_encoder, sd.unet, sd.vae, *filter(None, [sd.depth_estimator])]
+    networks = [jax.tree.leaves(network.state) for network in drawing]
+    return fingerprint([leaves[:: max(1, len(leaves) // 16)] for leaves in networks])[:10]
 
 
 def read_size(size: str | None) -> list[int] | None:
@@ -74,6 +81,21 @@ def read_size(size: str | None) -> list[int] | None:
     if height * width > MAX_PIXELS:
         raise InputError(f"--size: found {size}, expected at most {MAX_PIXELS:,} pixels")
     return [height, width]
+
+
+def require_file(out: Path) -> None:
+    """Makes the folder of a file to be written; InputError where that cannot be, or `out` is a folder."""
+    make_folder(out.parent)
+    if out.is_dir():
+        raise InputError(f"--out: {out} is a folder, expected a file to write")
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """Writes figures as JSON."""
+    from sdjax.files import written_whole
+
+    with written_whole(out) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def make_folder(out: Path) -> list[str]:

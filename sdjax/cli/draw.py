@@ -88,7 +88,7 @@ def txt2img(
     if coordinator is None:
         many.require_process(processes, process)
     common.make_folder(out)
-    common.prepare()
+    common.prepare(meeting=coordinator is not None)
     if coordinator is not None:
         processes, process = many.join(coordinator, processes, process)
     lines = many.share(lines, processes, process)
@@ -236,6 +236,8 @@ def draw_depth(
 def _prompt(prompt: str | None) -> str | None:
     if prompt != "-":
         return prompt
+    if sys.stdin is None:
+        raise InputError("prompt: nothing comes in, standard input is closed; give the text itself")
     try:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:

@@ -50,7 +50,7 @@ def draw(
         first = settings["first_image"] + start
         pictures = with_bar(sd, settings["prompt"], command, given | options | {"first_image": first})
         for i, picture in enumerate(pictures[: count - start]):  # the last ones were filled up: one size is compiled
-            with place(out, settings["prompt"], start + i, count) as path:
+            with place(out, "" if no_metadata else settings["prompt"], start + i, count) as path:
                 common.save(path, picture, sd, None if no_metadata else settings | {"first_image": first + i})
             paths.append(path)
             print(path, flush=True)
@@ -70,7 +70,7 @@ def load(model: Path | None, settings: dict[str, Any], devices: int) -> Any:
     for name, value in own.items():
         if settings.get(name, value) != value:
             raise InputError(
-                f"--like: made with {settings['model']} weights {settings.get('weights')}, but these are"
+                f"--like: made with {settings.get('model')} weights {settings.get('weights')}, but these are"
                 f" {own['model']} {own['weights']} in {settings['dtype']}; give its --model and --dtype"
             )
     settings |= own

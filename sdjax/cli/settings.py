@@ -38,11 +38,12 @@ def collected(command: str, like: Path | None, **given: Any) -> dict[str, Any]:
 
 def remembered(path: Path, command: str) -> dict[str, Any]:
     """The settings of a picture that `command` made; InputError for any that it cannot have."""
-    from sdjax.images import read_settings
+    from sdjax.images import MAX_PIXELS, read_settings
 
     stored = read_settings(path)
     if (made_by := stored.get("command")) != command:
-        known = f"was made by `sdjax {made_by}`; repeat it with that" if made_by in OWN else "was made by no command"
+        ours = isinstance(made_by, str) and made_by in OWN
+        known = f"was made by `sdjax {made_by}`; repeat it with that" if ours else "was made by no command"
         raise InputError(f"{path}: {known}")
     examples = DEFAULTS | OWN[command] | ABOUT
     for name in ("height", "width"):  # what came out, which tells txt2img what to ask for, and the others nothing
@@ -56,6 +57,7 @@ def remembered(path: Path, command: str) -> dict[str, Any]:
         fits = type(value) is kind or (kind is float and type(value) is int) or (value is None and name in KINDS)
         if name == "fit" and value and fits:
             fits = len(value) == 2 and all(type(n) is int and n >= 8 for n in value)
+            fits = fits and value[0] * value[1] <= MAX_PIXELS
         if not fits:
             raise InputError(f"{path}: remembers {name} as {value!r}, which cannot be; give the settings by hand")
     return stored

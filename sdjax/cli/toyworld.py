@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,14 +36,14 @@ def evaluate(
 
     folder = model or common.default_model()
     sd, judge = sdjax.load(folder), _judge(folder)
-    _require_place(out)  # before hours of drawing
+    common.require_file(out)  # before hours of drawing
     report = figures.evaluate(
         sd, load_judge(judge), prompts=prompts, steps=steps, guidance_scale=guidance, seed=seed,
         only=only or None,
     )
     report["settings"] |= {"model": str(folder), "weights": common.weights_id(sd), "judge": str(judge)}
     print(figures.table(report))
-    _write(out, report)
+    common.write_report(out, report)
 
 
 @app.command()
@@ -73,7 +72,7 @@ def sweep(
     plots.figure()  # without matplotlib there is nothing to wait for
     folder = model or common.default_model()
     sd = sdjax.load(folder)
-    _require_place(out)
+    common.require_file(out)
     rows = guidance.sweep(
         sd, load_judge(_judge(folder)), scales=scale or guidance.SCALES, prompts=prompts, images=images,
         steps=steps, sampler=sampler, seed=seed,
@@ -81,7 +80,7 @@ def sweep(
     print(guidance.table(rows))
     plots.guidance_sweep(rows, out)
     settings = {"prompts": prompts, "images": images, "steps": steps, "sampler": sampler, "seed": seed}
-    _write(out.with_suffix(".json"), {"settings": settings, "rows": rows})
+    common.write_report(out.with_suffix(".json"), {"settings": settings, "rows": rows})
     print(out)
 
 
@@ -91,19 +90,6 @@ def _judge(folder: Path) -> Path:
 
     found = [place for place in (folder, folder.parent) if (place / FILE).exists()]
     return found[0] if found else common.default_model()
-
-
-def _require_place(out: Path) -> None:
-    common.make_folder(out.parent)
-    if out.is_dir():
-        raise InputError(f"--out: {out} is a folder, expected a file to write")
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    from sdjax.files import written_whole
-
-    with written_whole(path) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 Run = Annotated[Path, typer.Option(help="The folder of the run; a stopped run goes on from its last checkpoint.")]

@@ -18,7 +18,7 @@ from sdjax.evaluate import prompted, shown
 from sdjax.evaluate.trial import Drawing, Row, Trial, paired, wilson
 from sdjax.pipeline import StableDiffusion
 from sdjax.request import require_settings
-from sdjax.toyworld.judge import Judge
+from sdjax.toyworld.judge import SIZE, Judge
 
 __all__ = ["FIGURES", "evaluate", "paired", "table", "wilson"]
 
@@ -66,10 +66,13 @@ def evaluate(
     chosen = [name for name in FIGURES if name in only] if only is not None else suited(sd)
     unknown = set(only or ()) - set(FIGURES)
     wished = ", ".join(sorted(unknown)) or "nothing"
+    draws = any(FIGURES[name].drawings or FIGURES[name].alone for name in chosen)
     for name, good, found, expected in (
         ("only", chosen and not unknown, wished, "some of " + ", ".join(FIGURES)),
         ("prompts", prompts >= 2, prompts, "at least 2"),
         ("batch", batch >= 1, batch, "at least 1"),
+        ("model", not draws or sd.config.image_size == SIZE, f"pictures of {sd.config.image_size} pixels",
+         f"{SIZE}, which the judge reads"),
     ):
         if not good:
             raise InputError(f"{name}: found {found}, expected {expected}")

@@ -53,7 +53,7 @@ def train_inpaint(run: Path, recipe: Recipe = INPAINT, scenes: int = SCENES, sta
     base, folder = _base(run, start, "tiny-inpaint"), run / "inpaint"
     config, (pictures, shown) = tiny_inpaint(base.config), _world(run, scenes)
     coder, scale = base.vae.module, config.vae.scale
-    made_of = fingerprint(nnx.state(coder), scale, scenes, recipe.seed)
+    made_of = fingerprint(nnx.state(coder), scale, scenes, recipe.seed, data.known_by(pictures))
     beside = kept(folder / "holes.safetensors", made_of, lambda: {
         "beside": conditions.holes(coder, scale, shown, pictures, recipe.seed)
     })["beside"]
@@ -68,7 +68,7 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
     if base.depth_estimator and not path.exists():
         write_module(path, base.depth_estimator.module)
     if not path.exists():
-        true = kept(folder / "true.safetensors", fingerprint(scenes), lambda: {
+        true = kept(folder / "true.safetensors", fingerprint(scenes, data.known_by(pictures)), lambda: {
             "depth": np.stack([nearness(render(scene)[1]).astype(np.float16) for scene in shown])
         })["depth"]
         fresh = np.stack([render(scene_at(0, "valid", i))[0] for i in range(8)])
@@ -83,7 +83,7 @@ def train_depth(run: Path, recipe: Recipe = DEPTH, scenes: int = SCENES, start: 
         ))
     estimator = read_module(path, "depth", Midas, config.depth)
     side = config.image_size // config.vae.factor
-    beside = kept(folder / "depths.safetensors", fingerprint(scenes, side), lambda: {
+    beside = kept(folder / "depths.safetensors", fingerprint(scenes, side, data.known_by(pictures)), lambda: {
         "beside": conditions.depths(shown, side)
     })["beside"]
     parts = {"depth_estimator": Network.of(estimator)}
@@ -107,7 +107,8 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
                 config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
             ))
         coder = read_module(path, "upscale", VAE, config.vae)
-    scale = vae.latent_scale(vae.encode(coder, pictures[:500]).mean)
+    own = base.config.vae.scale if base.config.low_res else None  # what its denoiser has learned by
+    scale = own or vae.latent_scale(vae.encode(coder, pictures[:500]).mean)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     small, coder = data.to_float(shrunk(pictures)), VAENetwork.of(coder)
     whole = dataclasses.replace(WHOLE, steps=recipe.steps, seed=recipe.seed)

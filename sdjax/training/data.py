@@ -30,12 +30,12 @@ def pictures(folder: Path, count: int) -> np.ndarray:
     found = _stored(path, count)
     if found is None:
         clear_parts(folder)
-        with written_whole(path) as part:
-            drawn = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
+        # Not through a mapping: where the disk is full, that ends the process without a word.
+        with written_whole(path) as part, open(part, "wb") as file:
+            about = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)}
+            np.lib.format.write_array_header_1_0(file, about)
             for i in tqdm(range(count), desc="drawing scenes", unit="scene", dynamic_ncols=True):
-                drawn[i] = render(train_scene(i), SIZE)[0]
-            drawn.flush()
-            del drawn
+                file.write(render(train_scene(i), SIZE)[0].tobytes())
         found = np.load(path, mmap_mode="r")
     return found
 
@@ -48,8 +48,17 @@ def _stored(path: Path, count: int) -> np.ndarray | None:
         return None
     if found.dtype != np.uint8 or found.shape != (count, SIZE, SIZE, 3):
         return None
-    same = (np.array_equal(found[i], render(train_scene(i), SIZE)[0]) for i in {0, count // 2, count - 1})
-    return found if all(same) else None
+    drawn = np.stack([render(train_scene(i), SIZE)[0] for i in _looked_at(count)])
+    return found if np.array_equal(known_by(found), drawn) else None
+
+
+def known_by(pictures: np.ndarray) -> np.ndarray:
+    """The three of some pictures by which they are told from those of another renderer."""
+    return pictures[_looked_at(len(pictures))]
+
+
+def _looked_at(count: int) -> list[int]:
+    return [0, count // 2, count - 1]
 
 
 def to_float(pictures: np.ndarray) -> np.ndarray:

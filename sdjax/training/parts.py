@@ -14,6 +14,7 @@ from flax import nnx
 from sdjax.checkpoint import tree
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.errors import InputError
+from sdjax.training.data import known_by
 from sdjax.training.vae import encode
 from sdjax.vae import VAE, Posterior
 
@@ -36,7 +37,7 @@ def read_module(path: Path, stage: str, kind: type[nnx.Module], config: Any) -> 
 
 def latents_of(path: Path, coder: VAE, pictures: np.ndarray) -> Posterior:
     """The posteriors of pictures, kept at `path`, whatever decoder goes with them."""
-    made_of = tree.fingerprint(nnx.state(coder.encoder), nnx.state(coder.quant_conv), len(pictures))
+    made_of = tree.fingerprint(nnx.state(coder.encoder), nnx.state(coder.quant_conv), len(pictures), known_by(pictures))
     return Posterior(**kept(path, made_of, lambda: encode(coder, pictures)._asdict()))
 
 

@@ -56,7 +56,7 @@ def run_stage(
             raise InputError(f"{what}: found {number}, expected at least 1")
     if not 0 <= seed < MOST_SEED:
         raise InputError(f"seed: found {seed}, expected 0 to {MOST_SEED - 1}")
-    for folder in (run, run / "data"):
+    for folder in (run, run / "data", run / name):
         clear_parts(folder)
     if name == "tokenizer":
         return train_tokenizer(run)
@@ -197,9 +197,10 @@ def _require_kind(found: ModelConfig, expected: ModelConfig, start: Path) -> Non
     """InputError if a model to begin with is of another kind; denoiser's width and scale of the latents may differ."""
     same = {"unet": {name: getattr(expected.unet, name) for name in ("channels", "heads")}, "vae": {"scale": 1.0}}
     for part in ("unet", "text", "vision", "vae", "diffusion"):
-        alike = [dataclasses.replace(getattr(c, part), **same.get(part, {})) for c in (found, expected)]
+        own, wanted = getattr(found, part), getattr(expected, part)
+        alike = [of and dataclasses.replace(of, **same.get(part, {})) for of in (own, wanted)]
         if alike[0] != alike[1]:
-            raise InputError(f"{start}: its {part} is {getattr(found, part)}, expected {getattr(expected, part)}")
+            raise InputError(f"{start}: its {part} is {own}, expected {wanted}")
 
 
 def _take_parts(run: Path, model: StableDiffusion) -> None:
