@@ -63,6 +63,11 @@ _BY_CHARACTER = ftfy.TextFixerConfig(
 )
 
 
+def utf8_bytes(text: str) -> int:
+    """How long a text is in UTF-8, of which a prompt may have MAX_BYTES; half a UTF-16 pair counts three."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
 def clean(text: str) -> str:
     """The text as CLIP reads it: mended by ftfy, HTML unescaped twice, single spaces, lower case.
 
@@ -73,7 +78,7 @@ def clean(text: str) -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"text: found {type(text).__name__}, expected a str; pass one str for each prompt")
-    size = len(text.encode("utf-8", "surrogatepass"))
+    size = utf8_bytes(text)
     if size > MAX_BYTES:
         raise InputError(f"text: found {size:,} bytes of UTF-8, expected at most {MAX_BYTES:,}; shorten it")
     head = _HEAD.match(text).group()

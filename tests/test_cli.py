@@ -200,12 +200,16 @@ def test_a_picture_that_no_command_made_says_so(run, settings):
 
 def test_weights_are_told_apart_by_every_network_that_draws(run):
     """A model whose decoder was trained further draws other pictures, though its denoiser is the same."""
-    own = cli.common.weights_id(model(DEPTH))
+    sd = model(DEPTH)
+    own = cli.common.weights_id(sd)
     for name in ("text_encoder", "unet", "vae", "depth_estimator"):
-        other = model(DEPTH)
-        network = getattr(other, name)
-        network.state = jax.tree.map(lambda leaf: leaf / 2, network.state)
-        assert cli.common.weights_id(other) != own, name
+        network = getattr(sd, name)
+        leaves, tree = jax.tree.flatten(network.state)
+        for i in range(len(leaves)):  # a fine-tune may change but one matrix
+            changed = [np.asarray(leaf) + (i == j) for j, leaf in enumerate(leaves)]
+            network.state = jax.tree.unflatten(tree, changed)
+            assert cli.common.weights_id(sd) != own, (name, i)
+        network.state = jax.tree.unflatten(tree, leaves)
     write_png("made.png", np.zeros((8, 8, 3), np.uint8), {"command": "txt2img", "prompt": "a", "weights": "of another"})
     assert "--like: made with None weights of another" in run("txt2img", "--like", "made.png")[2]
 

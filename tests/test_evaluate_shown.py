@@ -1,5 +1,6 @@
 """The figures of inpainting, depth and upscaling: models of known quality get what they deserve."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,7 @@ from sdjax.evaluate.shown import beyond, chance, changed, correlation, floor, ho
 from sdjax.images import as_pictures
 from sdjax.pipeline import StableDiffusion
 from sdjax.toyworld import is_held_out, nearness, render, scene_at, screen_box
-from sdjax.toyworld.judge import Judge, Seen, middle
+from sdjax.toyworld.judge import SIZE, Judge, Seen, middle
 
 PROMPTS = 4
 SCENES = [scene_at(0, "test", i) for i in range(PROMPTS)]
@@ -22,7 +23,7 @@ PAIRS = [scene_at(0, "test", i, 2) for i in range(PROMPTS)]
 class Stub(StableDiffusion):
     """Has what it is given, and no network."""
 
-    config = sd1()
+    config = dataclasses.replace(sd1(), image_size=SIZE)
 
     def __init__(self, **parts):
         self.__dict__.update(parts)

@@ -243,6 +243,9 @@ def test_a_clip_is_read_from_our_folder_and_from_that_of_transformers(
     alone = load_clip(path / "model.safetensors").image_encoder(picture[None])
     np.testing.assert_array_equal(alone, openclip.image_encoder(picture[None]))
     assert describe(path).family == "CLIP"
+    pixels = path / "preprocessor_config.json"
+    pixels.write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))  # floats, written as integers
+    assert load_clip(path).image_encoder.config.mean == (0.0, 0.0, 0.0)
     with pytest.raises(InputError, match="has no image encoder"):
         load_clip(written / "openai-own")
 

@@ -1,5 +1,6 @@
 """What is not exactly a model is refused, with a message that says what is wrong; and nothing is overwritten."""
 
+import json
 import os
 
 import numpy as np
@@ -94,6 +95,7 @@ def test_metadata_that_is_no_configuration_is_refused(text, original):
         ("unet", {"cross_attention_dim": 9}, "unet context_width, the text's width cannot be"),
         ("vae", {"latent_channels": None}, "latent_channels is 'None', expected int"),
         ("vae", {"scaling_factor": float("nan")}, "vae scale cannot be"),
+        ("vae", {"scaling_factor": 10**400}, "scaling_factor is '1000.*', too large for a float"),
         ("vae", {"use_quant_conv": False}, "use_quant_conv is 'False', expected True"),
         ("text_encoder", {"hidden_act": "relu"}, "hidden_act is 'relu', expected quick_gelu or gelu"),
         ("text_encoder", {"intermediate_size": 9}, "intermediate_size is not four times hidden_size"),
@@ -164,6 +166,27 @@ def test_an_index_that_is_not_ours_is_refused(values, message, folder):
     path = folder("openai-own")
     edit(path / "sdjax.json", **values)
     with pytest.raises(InputError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        (None, {"guidance": float("nan")}, "guidance cannot be"),
+        ("vision", {"mean": [0.0, float("nan"), 0.0]}, "vision mean and std cannot be"),
+        ("vision", {"std": [1.0, float("inf"), 1.0]}, "vision mean and std cannot be"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_in_our_own_index_too(part, values, message, folder):
+    path = folder("openclip-own")
+    config = json.loads((path / "sdjax.json").read_text())["config"]
+    (config[part] if part else config).update(values)
+    edit(path / "sdjax.json", config=config)
+    with pytest.raises(InputError, match=message):
+        load(path)
+    doubled = (path / "sdjax.json").read_text().replace("{", '{"version": 1,', 1)
+    (path / "sdjax.json").write_text(doubled)
+    with pytest.raises(InputError, match="is not JSON"):
         load(path)
 
 

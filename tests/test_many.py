@@ -93,7 +93,8 @@ def test_a_picture_that_was_being_written_at_a_kill_is_drawn_again_and_no_other(
 
 
 @pytest.mark.parametrize("row", ["a red cube", '["red"]', {"seed": 1}, {"prompt": 1}, {"prompt": "a", "size": 3},
-                                 {"prompt": "a", "seed": True},
+                                 {"prompt": "a", "seed": True}, '{"prompt": "a", "prompt": "b"}',
+                                 {"prompt": 1_000_001 * "a"},
                                  {"prompt": "a", "seed": -1}, '{"prompt": "a", "seed": ' + 5000 * "1" + "}"])
 def test_a_wrong_line_is_named(tmp_path, row):
     with pytest.raises(InputError, match="line 2: found"):
@@ -111,6 +112,17 @@ def test_pictures_of_other_settings_are_not_taken_for_done(tmp_path):
         draw_lines(Painter(), lines, SETTINGS | {"dtype": "bfloat16", "weights": "0"}, tmp_path, together=1)
     with pytest.raises(InputError, match="another prompt"):
         draw_lines(Painter(), [Line(0, "blue", "", None)], SETTINGS, tmp_path, together=1)
+
+
+@pytest.mark.parametrize("no_metadata", [False, True])
+def test_a_picture_that_was_cut_off_on_its_way_here_is_drawn_again(tmp_path, no_metadata):
+    lines = [Line(i, "red", "", None) for i in range(3)]
+    draw_lines(Painter(), lines, SETTINGS, tmp_path, 1, no_metadata)
+    cut = tmp_path / "000001.png"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-20])
+    assert draw_lines(Painter(), lines, SETTINGS, tmp_path, 1, no_metadata) == 1
+    assert cut.read_bytes() == whole
 
 
 def test_every_line_is_of_exactly_one_process():

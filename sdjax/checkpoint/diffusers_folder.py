@@ -112,7 +112,10 @@ class Fields:
         good = type(value) is kind or (kind is float and type(value) is int) or value is default
         if not good:
             raise InputError(f"{self.path}: {name} is {str(value)[:80]!r}, expected {kind.__name__}")
-        return float(value) if kind is float else value
+        try:
+            return float(value) if kind is float else value
+        except OverflowError:
+            raise InputError(f"{self.path}: {name} is {str(value)[:80]!r}, too large for a float") from None
 
     def per_level(self, name: str, kind: type, levels: int, default: Any = ...) -> tuple:
         """A field with a value for each level, or one for them all; `levels` 0 takes as many as there are."""
@@ -186,9 +189,10 @@ def vision_config(f: Fields, projection: int, pixels: dict[str, Any]) -> VisionC
     statistics = {}
     for name, key in (("mean", "image_mean"), ("std", "image_std")):
         value = pixels.get(key, list(getattr(known, name)))
-        if not (isinstance(value, list) and len(value) == 3 and all(type(v) is float for v in value)):
+        numbers = isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+        if not (numbers and all(abs(v) < 1e6 for v in value)):
             raise InputError(f"{f.path}: the preprocessor's {key} is {str(value)[:80]!r}, expected three numbers")
-        statistics[name] = tuple(value)
+        statistics[name] = tuple(map(float, value))
     return VisionConfig(
         image_size=f.take("image_size", int, 224), patch=f.take("patch_size", int), width=f.take("hidden_size", int),
         layers=f.take("num_hidden_layers", int), heads=f.take("num_attention_heads", int),

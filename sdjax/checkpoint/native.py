@@ -25,6 +25,7 @@ from sdjax.checkpoint.parts import Checkpoint, Name, Part, check, check_tokenize
 from sdjax.checkpoint.reader import SafetensorsFile, write_safetensors
 from sdjax.config import TextConfig, from_dict, to_dict
 from sdjax.errors import InputError
+from sdjax.files import each_once
 from sdjax.hardware import Network, as_dtype
 from sdjax.pipeline import StableDiffusion
 from sdjax.tokenizer import Tokenizer
@@ -167,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_JSON + 1)
-        values = json.loads(raw[:MAX_JSON].decode("utf-8"))
+        values = json.loads(raw[:MAX_JSON].decode("utf-8"), object_pairs_hook=each_once)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected a JSON file") from None
     except (ValueError, RecursionError):

@@ -156,7 +156,7 @@ def vocabulary(file: File, c: TextConfig) -> Tokenizer:
     """CLIP's vocabulary, or the one in the metadata of a file that `to_original` wrote."""
     if VOCABULARY not in file.metadata:
         return Tokenizer.clip(c.padding)
-    merges = file.metadata[VOCABULARY].split("\n")
+    merges = file.metadata[VOCABULARY].split("\n") if file.metadata[VOCABULARY] else []
     try:
         return Tokenizer(merges, context_length=c.context_length, padding=c.padding)
     except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,6 +181,7 @@ def check(config: ModelConfig, source: str) -> None:
         ("vae widths and groups", vae.groups > 0 and all(0 < n <= 2**14 and n % vae.groups == 0 for n in vae.channels)),
         ("vae scale", 0.0 < vae.scale < 1e6),
         ("unet", 1 <= levels <= 8 and 1 <= unet.blocks <= 16 and unet.out_channels == vae.latent_channels),
+        ("guidance", math.isfinite(config.guidance)),
         ("unet levels", levels == len(unet.attention) == len(unet.heads) == len(unet.cross_only)),
         ("unet widths and groups",
          unet.groups > 0 and all(0 < n <= 2**14 and n % unet.groups == 0 for n in unet.channels)),
@@ -218,7 +220,8 @@ def check_tower(c: Any, name: str, source: str) -> None:
     else:
         _require(source, (
             ("vision image_size and patch", 0 < c.patch <= c.image_size <= 2**12 and c.image_size % c.patch == 0),
-            ("vision mean and std", len(c.mean) == len(c.std) == 3 and all(s > 0 for s in c.std)),
+            ("vision mean and std", len(c.mean) == len(c.std) == 3
+             and all(0 < s < 1e6 for s in c.std) and all(abs(m) < 1e6 for m in c.mean)),
         ))
 
 

@@ -341,6 +341,11 @@ def _entry(path: Path, name: str, claim: Any, length: int) -> _Entry:
     fields = {"dtype", "shape", "data_offsets"}
     require(isinstance(claim, dict) and set(claim) == fields, claim, f"exactly the fields {sorted(fields)}")
     code, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
+    if isinstance(code, str) and re.fullmatch(r"[UF]\d{1,2}(_\w{1,8})?", code) and code not in DTYPES:
+        raise InputError(
+            f"{path}: tensor {_show(name)} is stored as {code}, expected {', '.join(DTYPES)}; take the release in half"
+            " or full precision"
+        )
     require(isinstance(code, str) and code in DTYPES, code, f"a dtype of {list(DTYPES)}")
     # The empty dimension of a [0, 2^62, 2^62] must not hide the others from the limit.
     require(

@@ -8,6 +8,7 @@ Processes take their lines by number and need nothing of each other but to know 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from tqdm import tqdm
 
 from sdjax.cli import common
 from sdjax.errors import InputError
-from sdjax.files import clear_parts
+from sdjax.files import clear_parts, each_once
 
 DAY = 24 * 3600  # seconds that processes wait for the slowest
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk: no bytes, its name, its checksum
 
 
 class Line(NamedTuple):
@@ -32,6 +34,8 @@ class Line(NamedTuple):
 
 def read_lines(path: Path) -> list[Line]:
     """The lines of a file, empty ones left out but counted; InputError names the line that is wrong."""
+    from sdjax.tokenizer import MAX_BYTES, utf8_bytes
+
     try:
         rows = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -42,12 +46,12 @@ def read_lines(path: Path) -> list[Line]:
         if not row.strip():
             continue
         try:
-            given = json.loads(row)
+            given = json.loads(row, object_pairs_hook=each_once)
         except (ValueError, RecursionError):
             given = None
         good = isinstance(given, dict) and "prompt" in given and set(given) <= set(kinds) and all(
             type(value) is kinds[name] for name, value in given.items()
-        )
+        ) and all(type(value) is int or utf8_bytes(value) <= MAX_BYTES for value in given.values())
         if not good or not 0 <= given.get("seed", 0) < 2**32:
             raise InputError(
                 f'{path}, line {number + 1}: found {row[:60]!r}, expected {{"prompt": "a red cube"}}, with'
@@ -127,10 +131,11 @@ def draw_lines(
     options = {name: value for name, value in settings.items() if name not in ("prompt", *about)}
     left = []
     for line in lines:
-        if not picture_path(out, line).exists():
+        path = picture_path(out, line)
+        if path.exists() and not no_metadata:
+            _same(path, settings | _own(line, options))
+        if not _is_whole(path):
             left.append(line)
-        elif not no_metadata:
-            _same(picture_path(out, line), settings | _own(line, options))
     done, together = len(lines) - len(left), min(together, len(left))
     with tqdm(total=len(lines), initial=done, unit="picture", dynamic_ncols=True, disable=None) as bar:
         for start in range(0, len(left), together or 1):
@@ -149,6 +154,16 @@ def _own(line: Line, options: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": line.prompt, "negative_prompt": line.negative_prompt,
             "seed": line.seed if own else options["seed"],
             "first_image": options["first_image"] + (0 if own else line.number)}
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG is there to its last chunk: one that was copied from another machine may be cut off."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
+    except OSError:
+        return False
 
 
 def _same(path: Path, wanted: dict[str, Any]) -> None:
