@@ -42,10 +42,10 @@ def test_the_network_sees_the_depth_from_minus_one_to_one(sd, picture):
 
 def test_depth_of_any_size_and_unit_is_the_same_depth(sd, picture):
     near = np.random.default_rng(1).random((24, 32))
-    jobs = [depth(sd, "a cone", picture, d, steps=1, strength=1.0) for d in (near, 100 + 7 * near, near[None], near[..., None])]
+    jobs = [depth(sd, "a cone", picture, d, steps=2) for d in (near, 100 + 7 * near, near[None], near[..., None])]
     assert all(np.allclose(job.beside, jobs[0].beside, atol=1e-5) for job in jobs)
     slope = lambda height, width: np.add.outer(np.linspace(0, 1, height), np.linspace(0, 2, width))
-    small, large = (depth(sd, "a cone", picture, slope(*size), steps=1, strength=1.0).beside for size in ((24, 32), (90, 120)))
+    small, large = (depth(sd, "a cone", picture, slope(*size), steps=2).beside for size in ((24, 32), (90, 120)))
     assert np.allclose(small, large, atol=0.05)
 
 
@@ -53,7 +53,7 @@ def test_flat_depth_is_far_everywhere_and_not_a_division_by_zero(sd, picture):
     assert (normalised_depth(as_depth(np.full((4, 4), 3.0))) == -1.0).all()
     assert np.isfinite(sd.depth2img("a cone", picture, np.full((24, 32), 3.0), steps=2)).all()
     # Resized from a side that is no multiple of the latents', it is flat but for rounding.
-    assert (depth(sd, "a cone", picture, np.full((100, 100), 0.3), steps=1, strength=1.0).beside == -1.0).all()
+    assert (depth(sd, "a cone", picture, np.full((100, 100), 0.3), steps=2).beside == -1.0).all()
 
 
 def test_depth_across_all_of_float32_is_stretched_as_any_other(sd, picture):
@@ -79,7 +79,7 @@ def test_a_midas_that_overflows_is_an_error_and_never_flat_depth(sd, picture):
 
 def test_without_a_depth_it_is_what_midas_sees(sd, picture):
     seen = midas.depth(sd.depth_estimator, picture[None], (12, 16))
-    given, found = (depth(sd, "a cone", picture, d, steps=1, strength=1.0) for d in (np.asarray(seen), None))
+    given, found = (depth(sd, "a cone", picture, d, steps=2) for d in (np.asarray(seen), None))
     assert np.allclose(given.beside, found.beside, atol=1e-5)
     assert sd.midas(picture).shape == (1, 24, 32) and sd.midas(np.stack([picture] * 2)).shape == (2, 24, 32)
 
