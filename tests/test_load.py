@@ -246,6 +246,11 @@ def test_a_clip_is_read_from_our_folder_and_from_that_of_transformers(
     pixels = path / "preprocessor_config.json"
     pixels.write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))  # floats, written as integers
     assert load_clip(path).image_encoder.config.mean == (0.0, 0.0, 0.0)
+    text.pop("num_hidden_layers")  # is 12 where it is not said
+    path.joinpath("config.json").write_text(json.dumps(
+        {"projection_dim": 6, "text_config": text, "vision_config": vision}))
+    with pytest.raises(InputError, match=r"lacks encoder.layers.2.layer_norm1.bias .* 156 more"):
+        load_clip(path)
     with pytest.raises(InputError, match="has no image encoder"):
         load_clip(written / "openai-own")
 

@@ -95,6 +95,11 @@ FIXED: dict[str, dict[str, Any]] = {
 BIT_DEFAULTS = {"layer_type": "preactivation", "global_padding": None, "embedding_dynamic_padding": False}
 
 
+# What a CLIPModel's configuration may leave out: transformers, CLIPTextConfig and CLIPVisionConfig.
+CLIP_TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+CLIP_VISION = CLIP_TEXT | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "patch_size": 32}
+
+
 class Fields:
     """The fields of one configuration, taken with their type checked; `kind` names its row in FIXED."""
 
@@ -348,10 +353,10 @@ def clip_folder(folder: Path) -> tuple[Tokenizer, dict[str, Part]]:
             raise InputError(f"{path}: has no {name}, expected the folder of a CLIPModel")
     if type(projection) is not int:
         raise InputError(f"{path}: projection_dim is {str(projection)[:80]!r}, expected int")
-    fields = Fields(path, values["text_config"], "text_encoder")
+    fields = Fields(path, CLIP_TEXT | values["text_config"], "text_encoder")
     text = text_config(fields, projection, padding(folder, fields.values.get("hidden_size")))
     pixels = read_json(folder / "preprocessor_config.json")
-    vision = vision_config(Fields(path, values["vision_config"], "image_encoder"), projection, pixels)
+    vision = vision_config(Fields(path, CLIP_VISION | values["vision_config"], "image_encoder"), projection, pixels)
     return vocabulary(folder, text), clip_parts(weights(folder, "model"), text, vision)
 
 
