@@ -40,11 +40,21 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             part.unlink()
 
 
+class DoubledKey(ValueError):
+    """A JSON object has a key twice: `key`."""
+
+    def __init__(self, key: str):
+        super().__init__(f"{key!r} is there twice")
+        self.key = key
+
+
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: an object of which no key comes twice, where JSON itself takes the last; else ValueError."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key comes twice")
+    """For `json.loads` as object_pairs_hook, which by itself takes the last of two; DoubledKey where there are two."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise DoubledKey(key)
+        found[key] = value
     return found
 
 

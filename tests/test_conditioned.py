@@ -111,7 +111,7 @@ def test_an_upscaler_goes_on_with_its_own_autoencoder_and_denoiser(tmp_path, mon
     sdjax.save(base, tmp_path / "base")
     conditioned.train_upscale(tmp_path / "on", scenes=2, start=tmp_path / "base")
     made = sdjax.load(tmp_path / "on" / "upscale" / "model")
-    assert made.config.unet == base.config.unet and made.config.low_res == base.config.low_res
+    assert made.config == dataclasses.replace(base.config, vision=None)  # the scale of its latents, too
     kernel = base.unet.module.conv_in.kernel[...]
     assert np.array_equal(begun[0].conv_in.kernel[...], kernel)
     assert np.allclose(made.unet.module.conv_in.kernel[...], kernel, rtol=1e-3)  # kept in half precision
@@ -197,8 +197,9 @@ def test_the_upscalers_denoiser_is_shown_scaled_latents_and_a_noised_small_pictu
 def test_an_upscaler_learns_from_squares_first_and_then_goes_on_with_whole_pictures(tmp_path, monkeypatch):
     asked = []
 
-    def train(config, diffusion, text, tokenizer, latents, scale, folder, recipe, *, start, crop, **options):
+    def train(config, diffusion, text, tokenizer, latents, scale, folder, recipe, *, start, crop, lean, **options):
         asked.append((folder.name, recipe.steps, recipe.batch, recipe.seed, crop, start))
+        assert lean == unet.LEAN
         assert not (tmp_path / "run" / "upscale" / "model").exists()  # until it has learned all that it is to learn
         return UNet(config, rngs=nnx.Rngs(len(asked)))
 

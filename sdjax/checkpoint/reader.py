@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sdjax.errors import InputError
-from sdjax.files import written_whole
+from sdjax.files import DoubledKey, each_once, written_whole
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -272,18 +272,10 @@ def _read_bytes(path: Path, count: int) -> bytes:
 
 
 def _json_object(path: Path, what: str, text: bytes) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise InputError(f"{path}: {what} has {_show(key)} twice, expected once; {AGAIN}")
-            found[key] = value
-        return found
-
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=once)
-    except InputError:
-        raise
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=each_once)
+    except DoubledKey as error:
+        raise InputError(f"{path}: {what} has {_show(error.key)} twice, expected once; {AGAIN}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {what} is not JSON in UTF-8 ({error}); {AGAIN}") from error
     if not isinstance(value, dict):

@@ -100,15 +100,14 @@ def train_upscale(run: Path, recipe: Recipe = UPSCALE, scenes: int = SCENES, sta
     pictures, _ = _world(run, scenes)
     path = folder / "vae.safetensors"
     if base.config.low_res:
-        coder = base.vae.module
+        coder, scale = base.vae.module, base.config.vae.scale  # by which its denoiser has learned
     else:
         if not path.exists():
             write_module(path, vae.train(
                 config.vae, pictures, folder / "vae", dataclasses.replace(VAE_RECIPE, seed=recipe.seed)
             ))
         coder = read_module(path, "upscale", VAE, config.vae)
-    own = base.config.vae.scale if base.config.low_res else None  # what its denoiser has learned by
-    scale = own or vae.latent_scale(vae.encode(coder, pictures[:500]).mean)
+        scale = vae.latent_scale(vae.encode(coder, pictures[:500]).mean)
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, scale=scale))
     small, coder = data.to_float(shrunk(pictures)), VAENetwork.of(coder)
     whole = dataclasses.replace(WHOLE, steps=recipe.steps, seed=recipe.seed)
